@@ -54,6 +54,23 @@ class UserError(Exception):
         return type(self), (self.field, self.value, self.valid, self.hint)
 
 
+class RunFailed(Exception):
+    """A run that cannot go on (a loss that is not finite). Printed without a traceback; exit code 1."""
+
+
+class Stopped(Exception):
+    """A run that was told to stop and did so in good order.
+
+    Args:
+        code: the exit code, 128 plus the signal's number.
+        message: where it stopped and how to go on.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(code, message)
+        self.code, self.message = code, message
+
+
 def check_choice(field: str, value: object, valid: Iterable[object]) -> None:
     """Raise `UserError` with the list (and the nearest name) unless `value` is one of `valid`."""
     names = list(valid)
@@ -162,8 +179,7 @@ def from_json(kind: type[Config], values: Mapping[str, Any], where: str = "confi
     hints = typing.get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]  # pyright: ignore[reportArgumentType]
     for name in values:
-        if name not in names:
-            raise UserError(f"{where}: {name}", values[name], names)
+        check_choice(f"{where}: field", name, names)
     try:
         return kind(**{name: _cast(value, hints[name]) for name, value in values.items()})
     except (TypeError, ValueError) as error:

@@ -1,0 +1,689 @@
+"""From `claims.toml` to a verdict: run the experiments, measure, compare, write `results/`, draw the tables.
+
+A member describes its experiments as a `Study`: cells (one setting under one seed), a function that runs a cell, and
+quantities computed from finished cells. A claim names a quantity, the paper's figure, and the threshold for each
+preset. Nothing here imports torch: a study's `run` does, in a process of its own.
+
+    python -m shared.claims docs            regenerate the tables of every README
+    python -m shared.claims docs --check    exit with 1 where they have drifted from the results
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+import os
+import re
+import signal
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from shared.config import Preset, RunFailed, Stopped, UserError, check_choice, check_range
+
+Comparison = Literal[">=", "<=", "within", "between"]
+COMPARISONS = (">=", "<=", "within", "between")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of a paper, as `claims.toml` states it.
+
+    Attributes:
+        id: short name, unique in the member.
+        statement: the claim in our words.
+        source: where it stands in the paper.
+        paper: the paper's own figure, if it gives one.
+        quantity: name of the measured quantity in the member's study.
+        comparison: `>=` or `<=` a threshold, `within` a distance of `paper`, `between` two thresholds.
+        threshold: by preset; a preset without one does not test the claim.
+        scaled: by preset, what is smaller than in the paper.
+        gated: whether a failure makes `reproduce` exit with 1. The verdict is the same either way.
+        percent: whether figures are fractions to be shown as percentages.
+    """
+
+    id: str
+    statement: str
+    source: str
+    quantity: str
+    comparison: Comparison
+    threshold: Mapping[str, Any] = field(default_factory=dict)
+    paper: float | None = None
+    scaled: Mapping[str, str] = field(default_factory=dict)
+    gated: bool = True
+    percent: bool = False
+
+    def holds(self, value: float, preset: str) -> bool:
+        """Compare a mean with the preset's threshold; NaN holds nothing."""
+        threshold = self.threshold[preset]
+        if self.comparison == ">=":
+            return value >= threshold
+        if self.comparison == "<=":
+            return value <= threshold
+        if self.comparison == "between":
+            return threshold[0] <= value <= threshold[1]
+        assert self.paper is not None
+        return abs(value - self.paper) <= threshold
+
+
+@dataclass(frozen=True)
+class ClaimsFile:
+    """A member's `claims.toml`: the paper's title, its headline claim, all claims."""
+
+    title: str
+    arxiv: str
+    headline: str
+    claims: tuple[Claim, ...]
+
+
+def read_claims(path: Path) -> ClaimsFile:
+    """Read and check a `claims.toml`.
+
+    Raises:
+        UserError: unreadable, an unknown field, a missing one, an unknown comparison, an id used twice.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError("claims file", path, "a file that exists") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError("claims file", path, "valid TOML", str(error)) from None
+    for name in ("title", "arxiv", "headline", "claim"):
+        if name not in content:
+            raise UserError(f"{path.name}: {name}", "nothing", "a value")
+    fields = Claim.__dataclass_fields__
+    claims: list[Claim] = []
+    for entry in content["claim"]:
+        where = f"{path.name}: {entry.get('id', '?')}"
+        for name in entry:
+            check_choice(f"{where}: field", name, fields)
+        for name in ("id", "statement", "source", "quantity", "comparison"):
+            if name not in entry:
+                raise UserError(f"{where}: {name}", "nothing", "a value")
+        check_choice(f"{where}: comparison", entry["comparison"], COMPARISONS)
+        if entry["comparison"] == "within" and "paper" not in entry:
+            raise UserError(f"{where}: paper", "nothing", "the figure that `within` compares with")
+        if entry["id"] in {claim.id for claim in claims}:
+            raise UserError(f"{path.name}: id", entry["id"], "an id that is used once")
+        claims.append(Claim(**entry))
+    check_choice(f"{path.name}: headline", content["headline"], [claim.id for claim in claims])
+    return ClaimsFile(content["title"], content["arxiv"], content["headline"], tuple(claims))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment under one seed.
+
+    Attributes:
+        name: what it is, the same for all its seeds: `mlp even M=3000`.
+        settings: everything that decides the outcome but the seed, as JSON values.
+        seed: the seed.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    seed: int
+
+    def key(self) -> str:
+        """File name under which the outcome is kept: another setting is another file."""
+        content = json.dumps([self.name, dict(self.settings), self.seed], sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()[:20]
+
+
+class Outcomes:
+    """Finished cells, looked up by name; remembers which were used, so that a claim knows its cost."""
+
+    def __init__(self, finished: Iterable[tuple[Cell, Mapping[str, Any]]]) -> None:
+        self._by_name: dict[str, dict[int, Mapping[str, Any]]] = {}
+        for cell, outcome in finished:
+            self._by_name.setdefault(cell.name, {})[cell.seed] = outcome
+        self.used: set[tuple[str, int]] = set()
+
+    def values(self, name: str, metric: str) -> list[float]:
+        """One value a seed, in the order of seeds.
+
+        Raises:
+            KeyError: the experiment was not run under this preset, or did not finish.
+        """
+        runs = self._by_name[name]
+        self.used |= {(name, seed) for seed in runs}
+        return [float(runs[seed]["values"][metric]) for seed in sorted(runs)]
+
+    def raw(self, name: str) -> list[Mapping[str, Any]]:
+        """Everything the cells of one name returned, in the order of seeds."""
+        runs = self._by_name[name]
+        self.used |= {(name, seed) for seed in runs}
+        return [runs[seed]["values"] for seed in sorted(runs)]
+
+    def names(self) -> list[str]:
+        """Names of finished experiments, in the order they were planned."""
+        return list(self._by_name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def seconds(self) -> float:
+        """Seconds of the cells used so far."""
+        return sum(float(self._by_name[name][seed]["seconds"]) for name, seed in self.used)
+
+
+class Study:
+    """A member's experiments. Subclasses live in a module that imports no torch at its top.
+
+    Attributes:
+        member: the paper. package: its import name.
+        data_labels: what the cells were run on, for the results file; filled by `cells`.
+    """
+
+    member: ClassVar[str]
+    package: ClassVar[str]
+
+    def cells(self, config: ReproduceConfig) -> list[Cell]:
+        """What must be run for a preset. Refuses here, before hours are spent, what cannot work."""
+        raise NotImplementedError
+
+    def run(self, cell: Cell, config: ReproduceConfig) -> dict[str, Any]:
+        """Run one cell in a worker process. Returns JSON values; `values(...)` reads the scalar ones."""
+        raise NotImplementedError
+
+    def quantities(self) -> Mapping[str, Callable[[Outcomes], Sequence[float]]]:
+        """What claims can name: a function from outcomes to one value a seed."""
+        raise NotImplementedError
+
+    def tables(self, outcomes: Outcomes) -> Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]]:
+        """Further tables for the results file and the README: title -> (columns, rows)."""
+        return {}
+
+    def figures(self, outcomes: Outcomes, folder: Path) -> list[Path]:
+        """Draw the paper's figures from outcomes; returns the PNG files written."""
+        return []
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """Flags of `reproduce`."""
+
+    preset: Preset = "cpu"
+    """smoke: seconds; cpu: about ten minutes; gpu: one large GPU; paper: the paper's own setting."""
+    out: Path | None = None
+    """Where finished cells are kept; default: runs/<member>/reproduce-<preset>. They are not run again."""
+    results: Path | None = None
+    """Where <preset>.json and the figures go. Default: the member's results/ in a checkout, else --out."""
+    data_root: Path | None = None
+    """Folder that holds data sets. Default: $PAPERS_DATA, else the user cache."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    seeds: int | None = None
+    """Seeds a cell is run under. Default: as the preset says."""
+    jobs: int | None = None
+    """Cells at a time. Default: one a core on the CPU, one on a GPU."""
+    only: str | None = None
+    """Run only cells whose name contains this text; claims that need others are not judged."""
+    max_minutes: float | None = None
+    """Start no further cell after this time; the next call goes on."""
+    ray: bool = False
+    """Run cells on the Ray cluster at hand (extra `shared[cluster]`)."""
+    quiet: bool = False
+    """No progress bar, no table."""
+    force: bool = False
+    """Run finished cells again."""
+
+    def __post_init__(self) -> None:
+        check_choice("--preset", self.preset, ("smoke", "cpu", "gpu", "paper"))
+        check_range("--seeds", self.seeds, 1)
+        check_range("--jobs", self.jobs, 1)
+        check_range("--max-minutes", self.max_minutes, 0, open_low=True)
+
+
+def reproduce(study: Study, config: ReproduceConfig) -> int:
+    """Run what a preset needs, judge the claims, write results and figures. Returns the exit code: 1 if a gated
+    claim failed or could not be judged because a cell failed.
+
+    Raises:
+        UserError: bad flags, missing data, an unreadable claims file.
+        RunFailed: every cell failed.
+    """
+    from shared.cli import member_home, print_table
+
+    home = member_home(study.package)
+    claims = read_claims(home / "claims.toml")
+    out = config.out or Path("runs") / study.member / f"reproduce-{config.preset}"
+    results = config.results or home / "results"
+    cells = study.cells(config)
+    if config.only is not None:
+        cells = [cell for cell in cells if config.only in cell.name]
+        if not cells:
+            raise UserError("--only", config.only, sorted({cell.name for cell in study.cells(config)}))
+    finished, failed = run_cells(study, cells, config, out)
+    for cell, error in failed:
+        print(f"failed: {cell.name}, seed {cell.seed}: {error.splitlines()[-1]}", file=sys.stderr)
+    if not finished:
+        raise RunFailed(f"no cell finished; the first error was:\n{failed[0][1] if failed else 'none was started'}")
+    outcomes = Outcomes(finished)
+    rows = [judge(claim, study, outcomes, config.preset) for claim in claims.claims]
+    report = results_file(study, config, claims, rows, finished, failed, len(cells))
+    drawn = study.figures(Outcomes(finished), results / "figures" if config.only is None else out / "figures")
+    partial = config.only is not None or len(finished) < len(cells)
+    # An incomplete run must not replace a complete result.
+    target = (out if partial else results) / f"{config.preset}.json"
+    from shared.run import write_json
+
+    write_json(target, report)
+    columns = ("claim", "paper", "ours", "verdict")
+    print_table(f"{claims.title}: preset {config.preset}", columns, table_rows(report), config.quiet)
+    if not config.quiet:
+        for path in (target, *drawn):
+            print(path)
+    if partial and config.only is None:
+        print(f"{len(finished)} of {len(cells)} cells finished; the same command goes on.", file=sys.stderr)
+    bad = [row for row in rows if row["gated"] and row["verdict"] == "fail"]
+    return 1 if bad or failed else 0
+
+
+def judge(claim: Claim, study: Study, outcomes: Outcomes, preset: str) -> dict[str, Any]:
+    """A claim's row in the results file."""
+    row: dict[str, Any] = {
+        "id": claim.id,
+        "statement": claim.statement,
+        "source": claim.source,
+        "paper": claim.paper,
+        "measured": None,
+        "comparison": claim.comparison,
+        "threshold": claim.threshold.get(preset),
+        "verdict": "not-run",
+        "gated": claim.gated,
+        "percent": claim.percent,
+        "scaled": claim.scaled.get(preset, ""),
+        "seconds": 0.0,
+    }
+    quantities = study.quantities()
+    check_choice(f"claims.toml: {claim.id}: quantity", claim.quantity, quantities)
+    outcomes.used = set()
+    try:
+        values = [float(value) for value in quantities[claim.quantity](outcomes)]
+    except KeyError:  # its cells are not part of this preset, or did not finish
+        return row
+    mean = math.fsum(values) / len(values)
+    low, high = bootstrap_interval(values)
+    row["measured"] = {"mean": mean, "interval": [low, high], "values": values}
+    row["seconds"] = round(outcomes.seconds(), 1)
+    if preset in claim.threshold:
+        row["verdict"] = "pass" if claim.holds(mean, preset) else "fail"
+    return row
+
+
+def bootstrap_interval(values: Sequence[float], level: float = 0.95, draws: int = 10_000) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean; with few seeds it is narrower than the truth. Seeded, so that the
+    same values give the same interval."""
+    import numpy as np
+
+    array = np.asarray(values, dtype=float)
+    if len(array) == 1:
+        return float(array[0]), float(array[0])
+    means = array[np.random.default_rng(0).integers(0, len(array), (draws, len(array)))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+# -- running cells ------------------------------------------------------------------------------------------------
+
+
+def run_cells(
+    study: Study, cells: Sequence[Cell], config: ReproduceConfig, out: Path
+) -> tuple[list[tuple[Cell, dict[str, Any]]], list[tuple[Cell, str]]]:
+    """Run cells that are not finished yet, several at a time; returns (finished with outcomes, failed with errors).
+
+    Every outcome is on disk the moment its cell ends, so a killed run loses the cells in flight and no other.
+    """
+    from tqdm import tqdm
+
+    from shared.run import commit, write_json
+
+    store = out / "cells"
+    done: dict[Cell | str, dict[str, Any]] = {}
+    for cell in cells:
+        path = store / f"{cell.key()}.json"
+        if not config.force and path.exists():
+            try:
+                done[cell.key()] = json.loads(path.read_text(encoding="utf-8"))
+            except json.JSONDecodeError:
+                continue
+    waiting = [cell for cell in cells if cell.key() not in done]
+    if done and waiting and not config.quiet:
+        print(
+            f"{len(done)} of {len(cells)} cells are finished already; --force runs them again.",
+            file=sys.stderr,
+        )
+    failed: list[tuple[Cell, str]] = []
+    revision = commit()
+    began = time.monotonic()
+    bar = tqdm(
+        total=len(cells),
+        initial=len(done),
+        unit="cell",
+        disable=True if config.quiet else None,
+        desc=study.member,
+    )
+    with bar:
+        for cell, outcome, error in _outcomes(study, waiting, config, began):
+            if error is not None:
+                failed.append((cell, error))
+            else:
+                record = {"name": cell.name, "seed": cell.seed, "settings": dict(cell.settings), **outcome}
+                record["commit"] = revision
+                write_json(store / f"{cell.key()}.json", record)
+                done[cell.key()] = record
+            bar.set_postfix_str(cell.name[:40], refresh=False)
+            bar.update()
+    return [(cell, done[cell.key()]) for cell in cells if cell.key() in done], failed
+
+
+def _outcomes(
+    study: Study, cells: Sequence[Cell], config: ReproduceConfig, began: float
+) -> Iterator[tuple[Cell, dict[str, Any], str | None]]:
+    if not cells:
+        return
+    on_gpu = config.device not in ("auto", "cpu") or (config.device == "auto" and _has_gpu())
+    jobs = min(config.jobs or (1 if on_gpu else os.cpu_count() or 1), len(cells))
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    deadline = None if config.max_minutes is None else began + 60 * config.max_minutes
+    target = f"{type(study).__module__}:{type(study).__qualname__}"
+    executor = _ray_executor(threads, on_gpu) if config.ray else _process_executor(jobs, threads)
+    queue = list(reversed(cells))
+    running: dict[Future[Any], Cell] = {}
+    try:
+        while queue or running:
+            while queue and len(running) < jobs and (deadline is None or time.monotonic() < deadline):
+                cell = queue.pop()
+                running[executor.submit(_run_cell, target, cell, config, threads)] = cell
+            if not running:
+                return
+            future = next(as_completed(running))
+            cell = running.pop(future)
+            try:
+                yield cell, future.result(), None
+            except UserError:
+                raise  # the same for every cell: say it once, as the user's to mend
+            except Exception as error:
+                yield cell, {}, f"{type(error).__name__}: {error}"
+    except (KeyboardInterrupt, Stopped) as stop:
+        code = stop.code if isinstance(stop, Stopped) else 128 + signal.SIGINT
+        raise Stopped(code, "Stopped. Finished cells are kept; the same command goes on.") from None
+    finally:
+        _shut(executor)
+
+
+def _run_cell(target: str, cell: Cell, config: ReproduceConfig, threads: int) -> dict[str, Any]:
+    """In the worker: import the study, run one cell, time it, say on what it ran."""
+    import torch
+
+    from shared.device import choose_device, describe
+
+    torch.set_num_threads(threads)
+    module, name = target.split(":")
+    study: Study = getattr(importlib.import_module(module), name)()
+    began = time.perf_counter()
+    values = study.run(cell, config)
+    seconds = time.perf_counter() - began
+    return {
+        "values": values,
+        "seconds": round(seconds, 3),
+        "hardware": describe(choose_device(config.device)),
+    }
+
+
+def _process_executor(jobs: int, threads: int) -> Executor:
+    import multiprocessing
+
+    # Read by OpenMP and MKL when torch is loaded in the child.
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    # spawn: CUDA and OpenMP do not survive a fork.
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_ignore_sigint)
+
+
+def _ignore_sigint() -> None:
+    # Ctrl-C reaches the whole process group; the parent alone decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _ray_executor(threads: int, on_gpu: bool) -> Executor:
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UserError("--ray", "ray is not installed", "the extra: uv sync --extra cluster") from None
+    if not ray.is_initialized():
+        ray.init(address="auto", log_to_driver=False)
+    remote = ray.remote(num_cpus=threads, num_gpus=1 if on_gpu else 0)(_run_cell)
+
+    class RayExecutor(Executor):
+        def submit(self, function: Any, /, *arguments: Any, **named: Any) -> Future[Any]:
+            return remote.remote(*arguments, **named).future()
+
+    return RayExecutor()
+
+
+def _shut(executor: Executor) -> None:
+    processes = list((getattr(executor, "_processes", None) or {}).values())
+    executor.shutdown(wait=False, cancel_futures=True)
+    for process in processes:  # cells still running: the caller has left
+        if process.is_alive():
+            process.terminate()
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def results_file(
+    study: Study,
+    config: ReproduceConfig,
+    claims: ClaimsFile,
+    rows: list[dict[str, Any]],
+    finished: Sequence[tuple[Cell, Mapping[str, Any]]],
+    failed: Sequence[tuple[Cell, str]],
+    planned: int,
+) -> dict[str, Any]:
+    """What `results/<preset>.json` holds."""
+    from shared.config import to_json
+    from shared.run import versions
+
+    hardware: list[Any] = []
+    for _, outcome in finished:
+        if outcome["hardware"] not in hardware:
+            hardware.append(outcome["hardware"])
+    flags = to_json(config)
+    for place in ("out", "results", "data_root"):  # where files lay on one machine means nothing on another
+        flags.pop(place)
+    return {
+        "member": study.member,
+        "preset": config.preset,
+        "headline": claims.headline,
+        "config": flags,
+        "versions": versions("torchvision", study.member, *getattr(study, "libraries", ())),
+        "hardware": hardware,
+        "commit": sorted({str(outcome["commit"]) for _, outcome in finished}),
+        "seconds": round(sum(float(outcome["seconds"]) for _, outcome in finished), 1),
+        "cells_planned": planned,
+        "claims": rows,
+        "tables": {
+            title: {"columns": list(columns), "rows": [list(row) for row in body]}
+            for title, (columns, body) in study.tables(Outcomes(finished)).items()
+        },
+        "cells": [
+            {
+                "name": cell.name,
+                "seed": cell.seed,
+                "settings": dict(cell.settings),
+                "seconds": outcome["seconds"],
+                "values": {k: v for k, v in outcome["values"].items() if isinstance(v, (int, float, str))},
+            }
+            for cell, outcome in finished
+        ],
+        "failed": [{"name": cell.name, "seed": cell.seed, "error": error} for cell, error in failed],
+    }
+
+
+# -- tables -------------------------------------------------------------------------------------------------------
+
+
+def number(value: float | None, percent: bool = False) -> str:
+    """A figure as the tables show it: percentages to one decimal, else three significant digits."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if percent:
+        return f"{100 * value:.1f} %"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def table_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(claim, paper, ours, verdict) for every claim of a results file."""
+    rows = []
+    for row in report["claims"]:
+        percent = row["percent"]
+        measured = row["measured"]
+        ours = "-"
+        if measured is not None:
+            low, high = measured["interval"]
+            ours = number(measured["mean"], percent)
+            if len(measured["values"]) > 1:
+                ours += f" [{number(low, percent)}, {number(high, percent)}]"
+        threshold = row["threshold"]
+        gate = ""
+        if threshold is not None:
+            bounds = threshold if isinstance(threshold, list) else [threshold]
+            gate = f" ({row['comparison']} {' and '.join(number(bound, percent) for bound in bounds)})"
+        verdict = row["verdict"] + ("" if row["gated"] or row["verdict"] == "not-run" else ", not gated")
+        rows.append((row["statement"], number(row["paper"], percent), ours + gate, verdict))
+    return rows
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table; floats as `number` shows them, bars escaped."""
+    cells = [[number(c) if isinstance(c, float) else str(c).replace("|", "\\|") for c in row] for row in rows]
+    lines = [list(columns), ["---"] * len(columns), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def member_section(home: Path) -> str:
+    """The generated part of a member's README: a table for every results file, then its further tables."""
+    parts = []
+    for preset in ("cpu", "gpu", "paper"):
+        path = home / "results" / f"{preset}.json"
+        if not path.exists():
+            continue
+        report = json.loads(path.read_text(encoding="utf-8"))
+        on = "; ".join(
+            f"{item.get('gpu') or item['cpu']}, {item['threads']} thread{'s' if item['threads'] != 1 else ''} a run"
+            for item in report["hardware"]
+        )
+        versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+        parts.append(f"### Preset `{preset}`\n")
+        parts.append(markdown(("claim", "paper", "ours [95 % interval] (gate)", "verdict"), table_rows(report)) + "\n")
+        scaled = [f"- `{row['id']}`: {row['scaled']}" for row in report["claims"] if row["scaled"]]
+        if scaled:
+            parts.append("Scaled down here:\n\n" + "\n".join(scaled) + "\n")
+        for title, table in report["tables"].items():
+            parts.append(f"**{title}**\n\n{markdown(table['columns'], table['rows'])}\n")
+        parts.append(
+            f"Written by `{report['member']} reproduce --preset {preset}`: {len(report['cells'])} runs, "
+            f"{report['seconds'] / 60:.0f} minutes of run time, on {on}; {versions}; "
+            f"commit {', '.join(report['commit'])}.\n"
+        )
+    return "\n".join(parts) if parts else "No results yet.\n"
+
+
+def papers_section(root: Path) -> str:
+    """The table of papers in the root README: what was claimed, what we measured."""
+    listed = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["papers"]["planned"]
+    rows: list[tuple[str, str, str, str, str]] = []
+    for entry in listed:
+        home = root / "projects" / entry["member"]
+        paper = f"[{entry['title']}](https://arxiv.org/abs/{entry['arxiv']})"
+        if not (home / "claims.toml").exists():
+            rows.append((f"`{entry['member']}`", paper, "planned", "", ""))
+            continue
+        file = read_claims(home / "claims.toml")
+        name = f"[`{entry['member']}`](projects/{entry['member']})"
+        reports = [json.loads(p.read_text("utf-8")) for p in _results(home)]
+        if not reports:
+            headline = next(claim for claim in file.claims if claim.id == file.headline)
+            rows.append((name, paper, headline.statement, number(headline.paper, headline.percent), "not run"))
+            continue
+        report = reports[-1]
+        row = next(row for row in report["claims"] if row["id"] == file.headline)
+        shown = dict(zip((r["id"] for r in report["claims"]), table_rows(report), strict=True))[row["id"]]
+        held = sum(r["verdict"] == "pass" for r in report["claims"])
+        judged = sum(r["verdict"] != "not-run" for r in report["claims"])
+        ours = f"{shown[2]}: {row['verdict']}; {held} of {judged} claims hold (`{report['preset']}`)"
+        rows.append((name, paper, row["statement"], shown[1], ours))
+    return markdown(("member", "paper", "claim", "paper's figure", "ours"), rows) + "\n"
+
+
+def _results(home: Path) -> list[Path]:
+    """Results files from the smallest preset to the largest."""
+    return [p for preset in ("cpu", "gpu", "paper") if (p := home / "results" / f"{preset}.json").exists()]
+
+
+def replace_section(text: str, name: str, content: str) -> str:
+    """Put `content` between `<!-- name:begin -->` and `<!-- name:end -->`.
+
+    Raises:
+        UserError: the marks are not there, once each.
+    """
+    pattern = re.compile(rf"(<!-- {name}:begin[^>]*-->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise UserError(
+            "README", f"no section {name!r}", f"one pair of marks <!-- {name}:begin --> <!-- {name}:end -->"
+        )
+    return pattern.sub(lambda match: f"{match[1]}\n{content}\n{match[2]}", text)
+
+
+def generated_readmes(root: Path) -> dict[Path, str]:
+    """Every README with generated parts, as it should read."""
+    readmes = {
+        root / "README.md": replace_section((root / "README.md").read_text("utf-8"), "papers", papers_section(root))
+    }
+    for home in sorted((root / "projects").iterdir()):
+        if (home / "claims.toml").exists() and (home / "README.md").exists():
+            text = (home / "README.md").read_text(encoding="utf-8")
+            readmes[home / "README.md"] = replace_section(text, "claims", member_section(home))
+    return readmes
+
+
+def drifted(root: Path) -> list[Path]:
+    """READMEs whose tables are not what the results say."""
+    return [path for path, text in generated_readmes(root).items() if path.read_text(encoding="utf-8") != text]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m shared.claims docs [--check]`, run in a checkout."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] != ["docs"] or set(arguments[1:]) - {"--check"}:
+        print("usage: python -m shared.claims docs [--check]", file=sys.stderr)
+        return 2
+    root = Path(__file__).resolve().parents[3]
+    try:
+        stale = drifted(root)
+        for path in stale:
+            print(("drifted: " if "--check" in arguments else "written: ") + str(path.relative_to(root)))
+            if "--check" not in arguments:
+                path.write_text(generated_readmes(root)[path], encoding="utf-8")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""A run's folder: `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/`, `figures/`, `summary.json`.
+
+One process writes a folder at a time: a lock says so, and it dies with the process that holds it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from shared.config import RunConfig, UserError, differences, from_json, to_json
+
+if sys.platform == "win32":  # the lock is advisory and POSIX; Windows runs unlocked
+    fcntl = None
+else:
+    import fcntl
+
+
+class RunFolder:
+    """Opens (or takes up again) the folder of one run.
+
+    Args:
+        member: the paper's name, `rpg`; part of the default path and of `config.json`.
+        config: what runs; with `config.resume` the folder of that run is taken up.
+
+    Raises:
+        UserError: the folder is in use, holds another run (without `--force`), or its config differs.
+    """
+
+    def __init__(self, member: str, config: RunConfig, *, primary: bool = True) -> None:
+        self.member, self.config, self.resumed = member, config, config.resume is not None
+        self.primary = primary
+        if config.resume is not None:
+            self.path = config.resume
+            check_same_run(self.path, member, config)
+        else:
+            self.path = config.out or default_folder(member)
+        self._lock: Any = None
+        if not primary:
+            return
+        occupied = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        if occupied and not self.path.is_dir():
+            raise UserError("--out", self.path, "a folder, new or empty")
+        if occupied:
+            self._take_lock()  # a folder in use is refused even with --force
+            if not self.resumed and not config.force:
+                raise UserError(
+                    "--out",
+                    self.path,
+                    "a new or empty folder",
+                    f"Go on with that run by --resume {self.path}, or replace it by --force.",
+                )
+            if not self.resumed:
+                self._empty()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError("--out", self.path, "a folder that can be written", error.strerror or "") from error
+        self._take_lock()
+        if not self.resumed:
+            write_json(self.path / "config.json", {"member": member, **to_json(config)})
+
+    def _take_lock(self) -> None:
+        if fcntl is None or self._lock is not None:
+            return
+        handle = open(self.path / ".lock", "a+", encoding="utf-8")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            handle.close()
+            raise UserError("--out", self.path, "a folder that no other run is writing to") from None
+        self._lock = handle
+
+    def _empty(self) -> None:
+        if not (self.path / "config.json").exists():
+            raise UserError("--force", self.path, "the folder of an earlier run (it holds no config.json)")
+        for entry in self.path.iterdir():
+            if entry.name == ".lock":
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write `summary.json`: final metrics, seconds, versions, commit."""
+        if self.primary:
+            write_json(self.path / "summary.json", summary)
+
+    def close(self) -> None:
+        """Give the folder free for others. Safe to call twice."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def default_folder(member: str) -> Path:
+    """`runs/<member>/<time>`, never a folder that exists."""
+    base = Path("runs") / member / time.strftime("%Y%m%d-%H%M%S")
+    path, number = base, 2
+    while path.exists():
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return path
+
+
+def saved_config(folder: Path, kind: type[Any], member: str | None = None) -> Any:
+    """The config that a run's folder was started with.
+
+    Raises:
+        UserError: no run there, or a run of another member.
+    """
+    values = _read_config(folder)
+    owner = values.pop("member", None)
+    if member is not None and owner != member:
+        raise UserError("--resume", folder, f"a run of {member}", f"That folder holds a run of {owner}.")
+    return from_json(kind, values, where=str(folder / "config.json"))
+
+
+def check_same_run(folder: Path, member: str, config: RunConfig) -> None:
+    """Refuse to go on with a run under another config, naming the fields that differ."""
+    saved = saved_config(folder, type(config), member)
+    changed = differences(saved, config)
+    if changed:
+        listed = "; ".join(f"{name}: {before!r} there, {now!r} here" for name, (before, now) in changed.items())
+        raise UserError("--resume", folder, "the config that the run was started with", f"It differs in {listed}")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError("run folder", folder, "a folder that holds config.json, written by `train`") from None
+    except json.JSONDecodeError as error:
+        raise UserError("run folder", path, "readable JSON", str(error)) from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n").encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Temporary file in the same folder, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make a rename inside `path` survive a power cut."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of Python and of the packages that matter to a result."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "numpy", "accelerate", *packages):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The commit of the code that runs, `-dirty` appended where the tree differs; `unknown` outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        call = {"cwd": here, "capture_output": True, "text": True, "timeout": 10, "check": True}
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **call).stdout.strip()
+        changed = subprocess.run(
+            [
+                "git",
+                "status",
+                "--porcelain",
+                "--untracked-files=no",
+                "--",
+                ":/",
+                ":(exclude,top)projects/*/results",
+            ],
+            **call,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return head + ("-dirty" if changed else "")

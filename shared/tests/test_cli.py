@@ -1,0 +1,112 @@
+"""The command line: presets, flags, manuals, refusals, exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_tasks import PRESETS, ToyConfig
+
+from shared.cli import App, start_processes
+from shared.config import RunConfig, RunFailed, Stopped, UserError
+
+
+@pytest.fixture
+def app() -> Any:
+    """An app whose verb notes the config it was given."""
+    made: Any = App("toy", "A toy.")
+    made.seen = []
+
+    @made.verb(ToyConfig, PRESETS)
+    def train(config: ToyConfig) -> int:
+        """Train a toy.
+
+        At length.
+        """
+        made.seen.append(config)
+        return 0
+
+    @made.verb(RunConfig)
+    def explode(config: RunConfig) -> int:
+        """Fail in the way that --seed says."""
+        raise [UserError("--x", 1, "2"), RunFailed("nan"), Stopped(143, "bye"), KeyboardInterrupt()][config.seed]
+
+    return made
+
+
+def test_flags_override_the_preset(app: Any) -> None:
+    assert app.main(["train", "--preset", "smoke", "--batch-size", "3"]) == 0
+    (config,) = app.seen
+    assert (config.preset, config.steps, config.batch_size) == ("smoke", 10, 3)
+
+
+def test_without_preset_the_first_one_holds(app: Any) -> None:
+    assert app.main(["train"]) == 0
+    assert app.seen[0] == PRESETS["cpu"]
+
+
+def test_resume_takes_the_config_of_the_run(app: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"member": "toy", "steps": 77, "seed": 5}))
+    assert app.main(["train", "--resume", str(tmp_path)]) == 0
+    assert (app.seen[0].steps, app.seen[0].seed, app.seen[0].resume) == (77, 5, tmp_path)
+
+
+def test_manual_lists_verbs_and_flags(app: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["--help"]) == 0
+    assert "train    Train a toy." in capsys.readouterr().out
+    assert app.main(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    for text in ("At length.", "--batch-size", "Samples a step and device.", "Presets: cpu, smoke"):
+        assert text in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["trian"], ["'trian'", "did you mean 'train'"]),
+        (["train", "--preset", "cpuu"], ["--preset", "'cpuu'", "did you mean 'cpu'"]),
+        (["train", "--preset"], ["--preset"]),
+        (["train", "--steps", "0"], ["--steps", "'0'", "[1, inf]"]),
+        (["train", "--steps", "many"], ["--steps", "many"]),
+        (["train", "--stepz", "3"], ["--stepz", "--steps"]),
+        (["train", "--kind", "gaan"], ["--kind", "gaan", "regression"]),
+        (["train", "--resume", "nowhere"], ["nowhere", "config.json"]),
+    ],
+)
+def test_refusals_exit_with_2_and_name_flag_value_and_what_is_valid(
+    app: Any, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: list[str]
+) -> None:
+    assert app.main(arguments) == 2
+    captured = capsys.readouterr()
+    for text in expected:
+        assert text in captured.err + captured.out
+    assert "Traceback" not in captured.err
+    assert app.seen == []
+
+
+@pytest.mark.parametrize(("seed", "code"), [(0, 2), (1, 1), (2, 143), (3, 130)])
+def test_exit_codes(app: Any, seed: int, code: int) -> None:
+    assert app.main(["explode", "--seed", str(seed)]) == code
+
+
+def test_a_bug_keeps_its_traceback(app: Any) -> None:
+    @app.verb(RunConfig)
+    def buggy(config: RunConfig) -> int:
+        """Has a bug."""
+        return 1 // 0
+
+    with pytest.raises(ZeroDivisionError):
+        app.main(["buggy"])
+
+
+def test_processes_find_each_other_and_the_first_failure_ends_all(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time, pathlib; r = os.environ['RANK']; pathlib.Path(sys.argv[1], r).touch();\n"
+        "assert os.environ['WORLD_SIZE'] == '2'\n"
+        "sys.exit(7) if r == '1' else time.sleep(60)"
+    )
+    assert start_processes([sys.executable, "-c", code, str(tmp_path)], 2) == 7
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]

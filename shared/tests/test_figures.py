@@ -1,0 +1,30 @@
+"""Figures: saved, small, the same for the same data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from shared.figures import figure
+
+
+def draw(path: Path) -> bytes:
+    with figure(path) as (_, axes):
+        axes.plot([1, 2, 3], [3, 1, 2], label="curve")
+        axes.set(xlabel="x", ylabel="y")
+        axes.legend()
+    return path.with_suffix(".png").read_bytes()
+
+
+def test_figure_is_written_twice_and_not_blank(tmp_path: Path) -> None:
+    draw(tmp_path / "deep" / "one")
+    image = Image.open(tmp_path / "deep" / "one.png").convert("L")
+    low, high = image.getextrema()
+    assert (low, high) != (255, 255)
+    assert (tmp_path / "deep" / "one.svg").read_text().startswith("<?xml")
+
+
+def test_same_data_same_file(tmp_path: Path) -> None:
+    assert draw(tmp_path / "one") == draw(tmp_path / "two")
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
