@@ -140,12 +140,23 @@ def test_zero_init_makes_blocks_the_identity():
     assert all(block.bn3.weight.eq(0).all() for block in resnet.layer3)
 
 
+def flat(output: torch.Tensor | dict[str, torch.Tensor]) -> torch.Tensor:
+    """Any host's output as one row a sample."""
+    parts = output.values() if isinstance(output, dict) else [output]
+    return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
 SMALL = [
     pytest.param("mlp", {"width": 16}, id="mlp"),
     pytest.param("patch-resnet", {"width": 8}, id="patch-resnet"),
     pytest.param("resnet18", {"width": 4}, id="resnet18"),
     pytest.param("resnet50", {"width": 4}, id="resnet50"),
     pytest.param("vit-mini", {"width": 16, "depth": 2}, id="vit-mini"),
+    pytest.param("msblock", {"width": 4, "expansion": 1, "calls": 2}, id="msblock"),
+    pytest.param("msblock", {"width": 4, "expansion": 1, "calls": 2, "share": "kernels"}, id="msblock-tied"),
+    pytest.param("hourglass", {"width": 8, "depth": 1}, id="hourglass"),
+    pytest.param("multitask", {"width": 4, "levels": 2}, id="multitask"),
+    pytest.param("multitask", {"width": 4, "levels": 2, "variant": "reuse"}, id="multitask-reuse"),
 ]
 
 
@@ -153,9 +164,10 @@ SMALL = [
 def test_shapes_and_gradient_reach_every_parameter(name: str, options: dict):
     torch.manual_seed(0)
     host = make_host(name, in_channels=1, num_classes=5, image_size=28, **options)
-    logits = host(torch.randn(3, 1, 28, 28))
-    assert logits.shape == (3, 5)
-    nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2])).backward()
+    output = flat(host(torch.randn(3, 1, 28, 28)))
+    maps = {"hourglass": 2 * 5 * 14**2, "multitask": (1 + 3) * 28**2}  # stacks * joints * cells; channels * pixels
+    assert output.shape == (3, maps.get(name, 5))
+    (output * torch.randn_like(output)).sum().backward()
     for parameter_name, parameter in host.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.abs().sum() > 0, parameter_name
@@ -172,10 +184,10 @@ def test_unnormalised_layers_are_those_whose_scale_matters(name: str, options: d
         for norm in host.modules():  # eps breaks exact invariance
             if hasattr(norm, "eps"):
                 norm.eps = 1e-12  # pyright: ignore
-        before = host(x)
+        before = flat(host(x))
         for weight in generated_names(host):
             parameters[weight].mul_(2)
-            if not torch.allclose(host(x), before, rtol=1e-6, atol=1e-8):
+            if not torch.allclose(flat(host(x)), before, rtol=1e-6, atol=1e-8):
                 matters.append(weight)
             parameters[weight].div_(2)
     assert matters == unnormalised_layers(host)
@@ -197,13 +209,19 @@ def test_scopes():
         scope_of(host, name, "stages")
 
 
-@pytest.mark.parametrize("name", HOSTS[:2])
+@pytest.mark.parametrize("name", HOSTS)
 def test_every_generated_weight_has_a_ring_in_every_scope(name: str):
-    host = make_host(name)
-    for weight in generated_names(host):
-        for scope in SCOPES:
-            if scope != "subnetwork" or host.subnetworks():
-                assert scope_of(host, weight, scope) != "rest"
+    with torch.device("meta"):
+        host = make_host(name, image_size=64)
+    names = generated_names(host)
+    assert names
+    for pattern in host.generated_patterns:
+        assert matching_names(host, [pattern])
+    for scope in SCOPES[:-1]:
+        assert "rest" not in {scope_of(host, weight, scope) for weight in names}
+    if host.subnetworks():
+        assert "subnetwork" in {scope_of(host, weight, "subnetwork") for weight in names}
+        assert len({generated_count(host, copy) for copy in host.subnetworks()}) == 1
 
 
 def test_pattern_that_matches_nothing_lists_the_parameters():
