@@ -35,3 +35,13 @@ def test_modes_and_statistics_are_left_alone():
     macs(model, (1, 5, 5))
     assert [module.training for module in model] == [True, False, True]
     torch.testing.assert_close(model[1].running_mean, before)
+
+
+def test_deq_is_counted_as_often_as_its_block_ran():
+    host = make_host("msblock", width=4, expansion=1, mode="deq", forward_iterations=7, tolerance=0.0)
+    once = make_host("msblock", width=4, expansion=1, calls=1)
+    thrice = make_host("msblock", width=4, expansion=1, calls=3)
+    one, three = macs(once, (3, 8, 8)), macs(thrice, (3, 8, 8))
+    assert host.report is None
+    mixing = macs(host, (3, 8, 8)) - one - 6 * (three - one) // 2
+    assert 0 < mixing < one  # Anderson's own small products

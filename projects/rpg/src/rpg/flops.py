@@ -15,15 +15,15 @@ def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
     """Multiply-accumulates of one forward pass in evaluation mode, as counted by torch's `FlopCounterMode`.
 
     Matrix products and convolutions are counted; biases, norms and activations are not. A host that
-    iterates (DEQ) is counted as it ran, on a blank input. The modes of all modules are left as found.
+    iterates (DEQ) is counted as it ran, on noise. The modes of all modules are left as found.
 
     Args:
         model: any network; a wrapped one counts like its host (unpacking the ring is a gather, no product).
         input_shape: shape of the input without the batch, such as (3, 32, 32).
     """
-    # Buffers before parameters would do as well; a network without either runs on the CPU.
     anchor = next(iter(model.parameters()), torch.empty(0))
-    x = torch.zeros(1, *input_shape, device=anchor.device, dtype=anchor.dtype)
+    # Not blank: a fixed point would be found at once. A generator of its own leaves the global one alone.
+    x = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(anchor)
     modes = {module: module.training for module in model.modules()}
     counter = FlopCounterMode(display=False)
     model.eval()
