@@ -1,0 +1,286 @@
+"""The experiments behind the claims: which cells a preset runs, and what is computed from them. Imports no torch.
+
+A: a perceptron on digits, where every method gets its own best learning rate. B: a small residual network on natural
+images. C: the comparisons that do not simply hold, from the same cells. D: keys, pruning, quantisation on B's model.
+The GPU preset is ResNet-18 on CIFAR-10; the paper preset is ImageNet as published.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rpg.config import TrainConfig
+from shared.claims import Cell, Outcomes, ReproduceConfig, Study
+from shared.config import from_json
+
+RINGS = (100, 300, 1000, 3000, 10000)  # M of experiment A
+REUSED = (300, 1000, 3000, 10000)
+# Hidden width of the narrow perceptrons and the ring they stand beside: 807, 3,200, 9,694 and 30,178 parameters.
+NARROW = {1: 1000, 4: 3000, 12: 10000, 36: None}
+RING_RATES = (2e-2, 6e-2, 1.2e-1, 2e-1)
+OWN_RATES = (1e-3, 3e-3, 1e-2)
+SEEDS = {"smoke": 1, "cpu": 3, "gpu": 2, "paper": 1}
+
+
+def perceptron_cells(data: str, steps: int, rings: Sequence[int], rates: Sequence[float]) -> dict[str, dict[str, Any]]:
+    """Experiment A on one data set: name -> fields of `TrainConfig`."""
+    base = {"data": data, "host": "mlp", "recipe": "adam", "steps": steps, "batch_size": 128, "ring_init": "fan_in"}
+    cells: dict[str, dict[str, Any]] = {}
+    for plan, sizes in (("even", rings), ("reuse", [size for size in REUSED if size in rings])):
+        for size in sizes:
+            for rate in rates:
+                name = f"{data} mlp {plan} M={size} lr={rate:g}"
+                cells[name] = {**base, "plan": plan, "ring_size": size, "ring_lr": rate, "lr": 3e-3}
+    for width in NARROW:
+        for rate in OWN_RATES:
+            options = [f"width={width}"]
+            cells[f"{data} mlp narrow h={width} lr={rate:g}"] = {
+                **base, "method": "vanilla", "host_options": options, "lr": rate,
+            }  # fmt: skip
+    for rate in OWN_RATES:
+        cells[f"{data} mlp vanilla lr={rate:g}"] = {**base, "method": "vanilla", "lr": rate}
+    return cells
+
+
+def conv_cells(data: str, steps: int) -> dict[str, dict[str, Any]]:
+    """Experiments B, C and D: the patch network with two residual convolutions a pair."""
+    base = {
+        "data": data, "host": "patch-resnet", "recipe": "onecycle", "steps": steps, "batch_size": 128, "lr": 0.1,
+        "augment": "flip" if data != "mnist5k" else "none",
+    }  # fmt: skip
+    ring = {"method": "rpg", "ring_size": 9216}
+    return {
+        "conv vanilla": {**base, "method": "vanilla"},
+        "conv even 1/8": {**base, **ring},
+        "conv even 1/32": {**base, "method": "rpg", "ring_size": 2304},
+        "conv reuse 1/8": {**base, **ring, "plan": "reuse"},
+        "conv hash 1/8": {**base, **ring, "plan": "hash"},
+        "conv even 1/8 block": {**base, **ring, "scope": "block"},
+        "conv narrow 11": {**base, "method": "vanilla", "host_options": ["width=11"]},
+    }
+
+
+def resnet_cells() -> dict[str, dict[str, Any]]:
+    """The GPU preset: ResNet-18 on CIFAR-10, and two more points of the line at a third of the epochs."""
+    base = {
+        "data": "cifar10", "host": "resnet18", "recipe": "onecycle", "epochs": 30, "batch_size": 256, "lr": 0.1,
+        "augment": "crop-flip", "precision": "auto",
+    }  # fmt: skip
+    cells = {
+        "resnet18 vanilla": {**base, "method": "vanilla"},
+        "resnet18 even 1/5": {**base, "dof_ratio": 1 / 5},
+        "resnet18 even 1/50": {**base, "dof_ratio": 1 / 50},
+        "resnet18 narrow 1/50": {**base, "method": "narrow", "dof_ratio": 1 / 50},
+    }
+    for ratio in (5, 16, 50, 200):
+        cells[f"resnet18 short even 1/{ratio}"] = {**base, "epochs": 10, "dof_ratio": 1 / ratio}
+    return cells
+
+
+def paper_cells() -> dict[str, dict[str, Any]]:
+    """ImageNet as published; needs the data and days of several GPUs."""
+    base = {
+        "data": "imagefolder", "recipe": "imagenet", "epochs": 225, "batch_size": 256, "augment": "none",
+        "loader_workers": 8,
+    }  # fmt: skip
+    return {
+        "imagenet resnet18 ring": {**base, "host": "resnet18", "ring_size": 2_359_296},
+        "imagenet resnet34 extreme": {**base, "host": "resnet34", "ring_size": 53_146},
+    }
+
+
+class RpgStudy(Study):
+    """Recurrent Parameter Generators."""
+
+    member: ClassVar[str] = "rpg"
+    package: ClassVar[str] = "rpg"
+    libraries: ClassVar[tuple[str, ...]] = ("mlxtend", "scikit-learn")
+
+    def cells(self, config: ReproduceConfig) -> list[Cell]:
+        from rpg.data.names import present
+        from shared.data import data_root
+
+        root = data_root(config.data_root)
+        if config.preset == "smoke":
+            planned = perceptron_cells("digits", 60, (300,), (6e-2,)) | conv_cells("mnist5k", 3)
+        elif config.preset == "cpu":
+            images = "cifar10" if present("cifar10", root) else "mnist5k"
+            planned = perceptron_cells("mnist5k", 400, RINGS, RING_RATES) | conv_cells(images, 500)
+            if present("mnist", root):
+                planned |= perceptron_cells("mnist", 400, RINGS, RING_RATES)
+        elif config.preset == "gpu":
+            planned = resnet_cells()
+        else:
+            planned = paper_cells()
+        seeds = range(config.seeds or SEEDS[config.preset])
+        cells = [Cell(name, fields, seed) for name, fields in planned.items() for seed in seeds]
+        # Long cells first, so that no core waits for the last of them.
+        return sorted(cells, key=lambda cell: not cell.name.startswith(("conv", "resnet")))
+
+    def run(self, cell: Cell, config: ReproduceConfig) -> dict[str, Any]:
+        from rpg.train import measure
+
+        flags = {"seed": cell.seed, "device": config.device, "quiet": True, "preset": config.preset}
+        settings = from_json(TrainConfig, {**cell.settings, **flags, "data_root": config.data_root})
+        return measure(settings, afterwards=cell.name == "conv even 1/8")
+
+    def quantities(self) -> Mapping[str, Callable[[Outcomes], Sequence[float]]]:
+        found: dict[str, Callable[[Outcomes], Sequence[float]]] = {}
+        for prefix, data in (("mlp", "mnist5k"), ("mnist", "mnist")):
+            found |= {
+                f"{prefix}-3k": partial(best, stem=f"{data} mlp even M=3000"),
+                f"{prefix}-3k-minus-narrow": partial(
+                    gap, left=f"{data} mlp even M=3000", right=f"{data} mlp narrow h=4"
+                ),
+                f"{prefix}-full-minus-10k": partial(gap, left=f"{data} mlp vanilla", right=f"{data} mlp even M=10000"),
+                f"{prefix}-10k-minus-narrow": partial(
+                    gap, left=f"{data} mlp even M=10000", right=f"{data} mlp narrow h=12"
+                ),
+                f"{prefix}-even-minus-reuse-3k": partial(
+                    gap, left=f"{data} mlp even M=3000", right=f"{data} mlp reuse M=3000"
+                ),
+                f"{prefix}-log-correlation": partial(log_correlation, stem=f"{data} mlp even M="),
+            }
+        pairs = {
+            "conv-vanilla-minus-eighth": ("conv vanilla", "conv even 1/8"),
+            "conv-eighth-minus-narrow": ("conv even 1/8", "conv narrow 11"),
+            "conv-32nd-minus-narrow": ("conv even 1/32", "conv narrow 11"),
+            "conv-even-minus-reuse": ("conv even 1/8", "conv reuse 1/8"),
+            "conv-even-minus-hash": ("conv even 1/8", "conv hash 1/8"),
+            "conv-global-minus-block": ("conv even 1/8", "conv even 1/8 block"),
+            "resnet18-vanilla-minus-fifth": ("resnet18 vanilla", "resnet18 even 1/5"),
+            "resnet18-50th-minus-narrow": ("resnet18 even 1/50", "resnet18 narrow 1/50"),
+        }
+        for name, (left, right) in pairs.items():
+            found[name] = partial(difference, left=left, right=right)
+        found |= {
+            "wrong-key": lambda o: o.values("conv even 1/8", "wrong_key_accuracy"),
+            "prune-loss": lambda o: subtract(
+                o.values("conv even 1/8", "accuracy"), o.values("conv even 1/8", "pruned_accuracy")
+            ),
+            "int8-loss": lambda o: subtract(
+                o.values("conv even 1/8", "accuracy"), o.values("conv even 1/8", "int8_accuracy")
+            ),
+            "generation-share": lambda o: o.values("resnet18 even 1/5", "generation_share"),
+            "resnet18-log-r2": resnet_r2,
+            "imagenet-resnet18-ring": lambda o: o.values("imagenet resnet18 ring", "accuracy"),
+            "imagenet-resnet34-extreme": lambda o: o.values("imagenet resnet34 extreme", "accuracy"),
+        }
+        return found
+
+    def tables(self, outcomes: Outcomes) -> Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]]:
+        tables: dict[str, tuple[Sequence[str], Sequence[Sequence[Any]]]] = {}
+        columns = ("method", "learning rate", "generated N", "ring M", "parameters", "MFLOPs", "accuracy", "per seed")
+        for data, title in (("mnist5k", "Perceptron on MNIST-5k"), ("mnist", "Perceptron on MNIST")):
+            stems = dict.fromkeys(n.rsplit(" lr=", 1)[0] for n in outcomes.names() if n.startswith(f"{data} mlp"))
+            rows = [self._row(outcomes, chosen(outcomes, stem), stem.removeprefix(f"{data} mlp ")) for stem in stems]
+            if rows:
+                tables[f"{title}, each method at its best learning rate"] = (columns, rows)
+        for prefix, title in (("conv", "Residual network"), ("resnet18", "ResNet-18"), ("imagenet", "ImageNet")):
+            names = [name for name in outcomes.names() if name.startswith(prefix + " ")]
+            if names:
+                label = outcomes.raw(names[0])[0]["data"]
+                rows = [self._row(outcomes, name, name.removeprefix(prefix + " ")) for name in names]
+                tables[f"{title} on {label}"] = (columns, rows)
+        grid = learning_rates(outcomes)
+        if grid:
+            rates = sorted({rate for row in grid.values() for rate in row})
+            body = [(stem, *(f"{100 * row[r]:.1f}" if r in row else "" for r in rates)) for stem, row in grid.items()]
+            tables["Mean accuracy (%) over learning rates"] = (("method", *(f"{r:g}" for r in rates)), body)
+        if "conv even 1/8" in outcomes:
+            kinds = {
+                "as trained": "accuracy",
+                "training set": "train_accuracy",
+                "another key": "wrong_key_accuracy",
+                "30 % of the ring pruned, no further training": "pruned_at_once_accuracy",
+                "30 % of the ring pruned, one epoch": "pruned_accuracy",
+                "8-bit ring": "int8_accuracy",
+            }
+            rows = [(kind, *_shown(outcomes.values("conv even 1/8", metric))) for kind, metric in kinds.items()]
+            tables["The residual network at an eighth, afterwards"] = (("model", "accuracy", "per seed"), rows)
+        return tables
+
+    def _row(self, outcomes: Outcomes, name: str, label: str) -> tuple[Any, ...]:
+        first = outcomes.raw(name)[0]
+        rate = f"{first['ring_lr'] if first['ring'] else first['lr']:g}"
+        sizes = [f"{first[key]:,}" if first[key] else "-" for key in ("generated", "ring", "parameters")]
+        return (label, rate, *sizes, f"{first['mflops']:.3g}", *_shown(outcomes.values(name, "accuracy")))
+
+    def figures(self, outcomes: Outcomes, folder: Path) -> list[Path]:
+        from rpg.plots import draw_study
+
+        return draw_study(outcomes, folder)
+
+
+def _shown(values: Sequence[float]) -> tuple[str, str]:
+    return f"{100 * math.fsum(values) / len(values):.1f} %", ", ".join(f"{100 * value:.1f}" for value in values)
+
+
+def candidates(outcomes: Outcomes, stem: str) -> dict[float, str]:
+    """Learning rate -> name of the cells that share everything else."""
+    names = [name for name in outcomes.names() if name.startswith(stem + " lr=")]
+    if not names:
+        raise KeyError(stem)
+    return {float(name.rsplit("=", 1)[1]): name for name in names}
+
+
+def chosen(outcomes: Outcomes, stem: str) -> str:
+    """The cells at the learning rate with the best mean accuracy: the same rule for every method."""
+    return max(candidates(outcomes, stem).values(), key=lambda name: math.fsum(outcomes.values(name, "accuracy")))
+
+
+def best(outcomes: Outcomes, stem: str) -> list[float]:
+    """Accuracy a seed at the method's best learning rate."""
+    return outcomes.values(chosen(outcomes, stem), "accuracy")
+
+
+def gap(outcomes: Outcomes, left: str, right: str) -> list[float]:
+    """Difference a seed, each side at its best learning rate."""
+    return subtract(best(outcomes, left), best(outcomes, right))
+
+
+def difference(outcomes: Outcomes, left: str, right: str) -> list[float]:
+    """Difference of accuracies a seed: both saw the same batches."""
+    return subtract(outcomes.values(left, "accuracy"), outcomes.values(right, "accuracy"))
+
+
+def subtract(left: Sequence[float], right: Sequence[float]) -> list[float]:
+    """Element by element."""
+    return [a - b for a, b in zip(left, right, strict=True)]
+
+
+def log_correlation(outcomes: Outcomes, stem: str) -> list[float]:
+    """Pearson correlation of accuracy with log10 M over M = 100 to 3,000, a seed."""
+    import numpy as np
+
+    sizes = [size for size in RINGS if size <= 3000]
+    accuracy = np.array([best(outcomes, f"{stem}{size}") for size in sizes])  # [M, seeds]
+    logs = np.log10(sizes)
+    return [float(np.corrcoef(logs, accuracy[:, seed])[0, 1]) for seed in range(accuracy.shape[1])]
+
+
+def resnet_r2(outcomes: Outcomes) -> list[float]:
+    """r squared of accuracy against log10 M over the short runs, a seed."""
+    import numpy as np
+
+    names = [name for name in outcomes.names() if name.startswith("resnet18 short even")]
+    if len(names) < 3:
+        raise KeyError("resnet18 short even")
+    logs = np.log10([outcomes.raw(name)[0]["ring"] for name in names])
+    accuracy = np.array([outcomes.values(name, "accuracy") for name in names])
+    return [float(np.corrcoef(logs, accuracy[:, seed])[0, 1] ** 2) for seed in range(accuracy.shape[1])]
+
+
+def learning_rates(outcomes: Outcomes) -> dict[str, dict[float, float]]:
+    """Method -> learning rate -> mean accuracy, for everything that was tuned."""
+    grid: dict[str, dict[float, float]] = {}
+    for name in outcomes.names():
+        stem, found, rate = name.rpartition(" lr=")
+        if found:
+            values = outcomes.values(name, "accuracy")
+            grid.setdefault(stem, {})[float(rate)] = math.fsum(values) / len(values)
+    return grid

@@ -1,0 +1,199 @@
+"""A ring: the free numbers, and the layers that are drawn from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rpg.generate import Tables, generate
+from rpg.plan import Plan
+from shared.config import UserError, check_choice
+
+INITS = {
+    "fan_out": "Kaiming, sqrt(2 / fan_out): what the authors aim at for convolutions",
+    "fan_in": "Kaiming, sqrt(2 / fan_in)",
+    "xavier": "Glorot, sqrt(2 / (fan_in + fan_out))",
+    "trunc_normal": "0.02 throughout, for transformers",
+    "unit": "a ring of unit variance under layer constants sqrt(2 / fan_in)",
+    "constant": "the same constant a = 1 for every layer; the ring has the root mean square of fan_out",
+    "authors": "the authors' code: ring sqrt(2 / 4608), constants sqrt(4608 / (out k^2))",
+}
+
+
+class Ring(nn.Module):
+    """W in R^M and the plan that unpacks it (Section 3 of the paper).
+
+    The index and sign tensors follow from the plan: they are worked out on the device at hand, and appear neither
+    in the state dict nor in pickles. The state dict carries the plan's specification, and refuses another's.
+
+    Args:
+        plan: which entry becomes which weight.
+        scales: a_l, one a layer.
+        std: standard deviation of the initial W.
+    """
+
+    def __init__(self, plan: Plan, scales: Sequence[float], std: float = 1.0) -> None:
+        super().__init__()
+        if len(scales) != len(plan.sizes) or not all(scale > 0 and math.isfinite(scale) for scale in scales):
+            raise UserError("scales", list(scales), f"{len(plan.sizes)} positive numbers, one a layer")
+        self.plan, self.scales, self.std = plan, tuple(float(scale) for scale in scales), std
+        self.weight = nn.Parameter(torch.empty(plan.ring_size))
+        self._tables: dict[torch.device, Any] = {}
+        self._cached: tuple[Any, ...] | None = None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """W ~ N(0, std^2) from torch's global generator."""
+        nn.init.normal_(self.weight, std=self.std)
+
+    def layers(self) -> tuple[Tensor, ...]:
+        """theta_l, `[n_l]` each. Generated once, until W changes (by its version counter) or gradients are
+        switched on or off; so all forward passes of a step share one generation."""
+        weight = self.weight
+        if _traced(weight):
+            return self._generate(weight)
+        version, tracked = weight._version, torch.is_grad_enabled() and weight.requires_grad
+        cached = self._cached
+        if cached is None or cached[0] is not weight or cached[1:3] != (version, tracked):
+            self._cached = cached = (weight, version, tracked, self._generate(weight))
+        return cached[3]
+
+    def layer(self, index: int) -> Tensor:
+        """theta_l of one layer, `[n_l]`."""
+        return self.layers()[index]
+
+    def forget(self) -> None:
+        """Drop generated weights: needed only after writing to `weight.data`, which no version counter sees."""
+        self._cached = None
+
+    def tables(self) -> Any:
+        """Index and sign tensors on the ring's device; the rotations for plan `haar`."""
+        device = self.weight.device
+        if device not in self._tables:
+            if self.plan.kind == "haar":
+                rotations = [torch.from_numpy(self.plan.rotation(l)).to(device) for l in range(len(self.plan.sizes))]
+                self._tables = {device: rotations}
+            else:
+                self._tables = {device: Tables.of(self.plan, self.scales, device)}
+        return self._tables[device]
+
+    def _generate(self, weight: Tensor) -> tuple[Tensor, ...]:
+        tables = self.tables()
+        if self.plan.kind == "haar":
+            pairs = zip(self.scales, tables, strict=True)
+            return tuple(scale * (rotation.to(weight.dtype) @ weight) for scale, rotation in pairs)
+        return generate(weight, tables)
+
+    @torch.no_grad()
+    def project(self, layers: Sequence[Tensor]) -> None:
+        """Set W to the least-squares fit of given weights, (G^T G)^-1 G^T theta; G^T G is diagonal.
+
+        Raises:
+            UserError: plan `haar`, whose G^T G is not.
+        """
+        if self.plan.kind == "haar":
+            raise UserError("plan", "haar", "a plan that picks entries")
+        from rpg.generate import accumulate
+
+        flat = [layer.detach().reshape(-1).to(self.weight.dtype) for layer in layers]
+        total = accumulate(flat, self.tables(), self.weight.dtype)
+        self.weight.copy_(total / self.gram_diagonal().clamp_min(torch.finfo(self.weight.dtype).tiny))
+
+    @torch.no_grad()
+    def gram_diagonal(self) -> Tensor:
+        """diag(G^T G), `[M]`: the sum of a_l^2 over the uses of each entry."""
+        from rpg.generate import accumulate
+
+        ones = Tables(
+            self.plan.sizes, self.plan.ring_size, self.tables().rows, self.tables().width, None,
+            tuple(scale**2 for scale in self.scales),
+        )  # fmt: skip
+        return accumulate([self.weight.new_ones(size) for size in self.plan.sizes], ones, self.weight.dtype)
+
+    # -- saving and copying ---------------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return self.plan.spec()
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        check_spec(state, self.plan)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Before any tensor is copied: a refused state dict must leave the ring as it was.
+        extra = state_dict.get(prefix + "_extra_state")
+        if extra is not None:
+            check_spec(extra, self.plan)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tables": {}, "_cached": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ring:
+        from copy import deepcopy
+
+        copy = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copy
+        copy.__dict__.update({name: deepcopy(value, memo) for name, value in self.__getstate__().items()})
+        return copy
+
+    def extra_repr(self) -> str:
+        plan = self.plan
+        return f"M={plan.ring_size}, N={plan.total}, layers={len(plan.sizes)}, plan={plan.kind!r}, chunk={plan.chunk}"
+
+
+def _traced(weight: Tensor) -> bool:
+    """Inside torch.func transforms and torch.compile nothing may be kept: the tensors live only there."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._functorch.is_functorch_wrapped_tensor(weight)
+
+
+def check_spec(spec: Mapping[str, Any], plan: Plan) -> None:
+    """Raise `UserError` naming every field in which a saved plan's specification is not this plan's."""
+    ours = plan.spec()
+    changed = {name: (spec.get(name), ours[name]) for name in ours if spec.get(name) != ours[name]}
+    if changed:
+        listed = "; ".join(f"{name}: {there!r} saved, {here!r} here" for name, (there, here) in changed.items())
+        hint = "The network's layers differ in size." if "sizes" in changed else ""
+        raise UserError(
+            "checkpoint", f"ring {plan.ring!r}", "the plan that this model has", f"{listed}. {hint}".strip()
+        )
+
+
+def target_std(shape: Sequence[int], kind: str) -> float:
+    """sigma_l: the standard deviation that a layer of this shape starts with.
+
+    Args:
+        shape: `[out, in, ...]` of a linear or convolution weight.
+        kind: one of `INITS`.
+    """
+    check_choice("ring_init", kind, INITS)
+    receptive = math.prod(shape[2:])
+    fan_in = (shape[1] if len(shape) > 1 else 1) * receptive
+    fan_out = shape[0] * receptive
+    if kind in ("fan_in", "unit"):
+        return math.sqrt(2 / fan_in)
+    if kind == "xavier":
+        return math.sqrt(2 / (fan_in + fan_out))
+    if kind == "trunc_normal":
+        return 0.02
+    return math.sqrt(2 / fan_out)
+
+
+def initial_scales(shapes: Sequence[Sequence[int]], kind: str) -> tuple[tuple[float, ...], float]:
+    """Layer constants a_l and the ring's standard deviation sigma_W, such that layer l starts with sigma_l.
+
+    sigma_W is the root mean square of sigma_l over all weights, so that the mean of a_l^2 is 1 and a ring of N numbers
+    has the optimiser's units of the plain network. `authors` and `unit` fix sigma_W instead; `constant` fixes a_l.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    targets = [target_std(shape, kind) for shape in shapes]
+    mean_square = sum(n * sigma**2 for n, sigma in zip(sizes, targets, strict=True)) / sum(sizes)
+    if kind == "constant":
+        return (1.0,) * len(shapes), math.sqrt(mean_square)
+    std = {"authors": math.sqrt(2 / 4608), "unit": 1.0}.get(kind, math.sqrt(mean_square))
+    return tuple(sigma / std for sigma in targets), std

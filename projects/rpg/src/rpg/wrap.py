@@ -1,0 +1,512 @@
+"""`RPGModel`: any network, its weights drawn from rings.
+
+    model = RPGModel(torchvision.models.resnet18(), dof_ratio=0.2)
+    logits = model(images)
+
+The host keeps its own parameters (stem, normalisation, biases, classifier); the generated ones are no longer
+parameters of it. Before each forward pass they are set as plain attributes, so that the host, its hooks and
+its checkpointed segments find them where they were. The model's parameters are the rings and what the host kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rpg.hosts.host import NORMS, Host, generated_names, scope_of, unnormalised_layers
+from rpg.hosts.names import SCOPES
+from rpg.plan import VERSION, histogram, make_plan, split_budget
+from rpg.ring import Ring, check_spec, initial_scales
+from shared.config import UserError, check_choice, check_range
+
+log = logging.getLogger(__name__)
+MODEL_FORMAT = "rpg-model-1"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A generated parameter: its name in the host, its other names where it is tied, shape, ring and place there."""
+
+    name: str
+    aliases: tuple[str, ...]
+    shape: torch.Size
+    ring: str
+    layer: int
+
+
+class RPGModel(nn.Module):
+    """A host whose weights come from one or several rings.
+
+    Args:
+        host: any module; taken over and changed.
+        ring_size: M, all rings together.
+        dof_ratio: M / N instead, in (0, 1]. Default: an eighth.
+        scope: `global`; `stage`, `block`, `subnetwork` for hosts of this package; `layer`; or pairs
+            (name pattern, ring name). The budget is shared out in proportion to the weights that a ring makes.
+        plan: kind of plan, see `rpg.plan.KINDS`.
+        include: `fnmatch` patterns of the generated parameters. Default: the host's own, see
+            `rpg.hosts.host.generated_names`.
+        exclude: patterns of parameters that stay the host's own.
+        seed: the key; the plan is a function of it.
+        chunk, offset: see `make_plan`.
+        ring_init: see `rpg.ring.INITS`.
+        keep_weights: start from the host's weights instead: the ring becomes their least-squares projection.
+
+    Raises:
+        UserError: sizes out of range, patterns that match nothing, a parameter matched by two rings, parameters that
+            cannot be generated (lazy, quantised).
+    """
+
+    def __init__(
+        self,
+        host: nn.Module,
+        ring_size: int | None = None,
+        dof_ratio: float | None = None,
+        scope: str | Sequence[tuple[str, str]] = "global",
+        plan: str = "even",
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+        seed: int = 0,
+        *,
+        chunk: int = 1,
+        offset: str = "random",
+        ring_init: str = "fan_out",
+        keep_weights: bool = False,
+    ) -> None:
+        super().__init__()
+        names = choose_names(host, include, exclude)
+        aliases = _aliases(host, names)
+        parameters = dict(host.named_parameters())
+        for name in names:
+            _check_parameter(name, parameters[name])
+        rings = assign_rings(host, names, scope)
+        total = sum(parameters[name].numel() for name in names)
+        size = ring_numbers(total, ring_size, dof_ratio)
+        weights = [sum(parameters[name].numel() for name in group) for group in rings.values()]
+        shares = [size] if len(rings) == 1 else _capped(split_budget(size, weights), weights)
+        self.vanilla_parameters = sum(p.numel() for p in host.parameters())
+        dtype = parameters[names[0]].dtype
+        starting = {name: parameters[name].detach().clone() for name in names} if keep_weights else {}
+        self.slots: list[Slot] = []
+        self.rings = nn.ModuleDict()
+        for (ring, group), share in zip(rings.items(), shares, strict=True):
+            shapes = [parameters[name].shape for name in group]
+            scales, std = initial_scales(shapes, ring_init)
+            sizes = [math.prod(shape) for shape in shapes]
+            made = make_plan(sizes, share, plan, seed, chunk, offset=offset, ring=ring)
+            self.rings[_key(ring)] = Ring(made, scales, std).to(dtype)
+            for layer, name in enumerate(group):
+                self.slots.append(Slot(name, aliases[name], parameters[name].shape, _key(ring), layer))
+        loose = unnormalised_layers(host, names)
+        for slot in self.slots:
+            for name in (slot.name, *slot.aliases):
+                module, attribute = _owner(host, name)
+                del module._parameters[attribute]
+                setattr(module, attribute, None)
+        self.host = host
+        self._attached: tuple[Any, ...] = ()
+        if keep_weights:
+            for key, ring in self.rings.items():
+                ring.project([starting[slot.name] for slot in self.slots if slot.ring == key])  # pyright: ignore
+        uses = total / size
+        if loose and uses > 1.5:
+            warnings.warn(
+                f"{len(loose)} of {len(names)} generated layers feed no normalisation ({', '.join(loose[:3])}"
+                f"{', ...' if len(loose) > 3 else ''}): a step on the ring moves their output {math.sqrt(uses):.1f} "
+                f"times as far as a step on the plain network. Consider --lr-scale sqrt_r.",
+                stacklevel=2,
+            )
+
+    # -- the network ------------------------------------------------------------------------------------------------
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """The host's forward pass under the generated weights."""
+        if torch.compiler.is_compiling():
+            return torch.func.functional_call(self.host, self.weights(), inputs, named)
+        self.attach(self._all_layers())
+        return self.host(*inputs, **named)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Host name -> generated weight in the host's shape. Made once until a ring changes."""
+        layers = {key: ring.layers() for key, ring in self.rings.items()}  # pyright: ignore
+        return {
+            name: layers[slot.ring][slot.layer].view(slot.shape)
+            for slot in self.slots
+            for name in (slot.name, *slot.aliases)
+        }
+
+    def _all_layers(self) -> tuple[Any, ...]:
+        return tuple(ring.layers() for ring in self.rings.values())  # pyright: ignore[reportCallIssue]
+
+    def attach(self, layers: tuple[Any, ...]) -> None:
+        """Set generated layers, one tuple a ring, as the host's weights; nothing is done where they are set already."""
+        if len(layers) == len(self._attached) and all(a is b for a, b in zip(layers, self._attached, strict=True)):
+            return
+        by_ring = dict(zip(self.rings, layers, strict=True))
+        for slot in self.slots:
+            weight = by_ring[slot.ring][slot.layer].view(slot.shape)
+            for name in (slot.name, *slot.aliases):
+                module, attribute = _owner(self.host, name)
+                object.__setattr__(module, attribute, weight)
+        self._attached = layers
+
+    def detach(self) -> None:
+        """Take generated weights off the host and out of the rings' caches: they come back with the next forward."""
+        for slot in self.slots:
+            for name in (slot.name, *slot.aliases):
+                module, attribute = _owner(self.host, name)
+                object.__setattr__(module, attribute, None)
+        self._attached = ()
+        for ring in self.rings.values():
+            ring.forget()  # pyright: ignore[reportCallIssue]
+
+    @contextlib.contextmanager
+    def accumulating(self) -> Iterator[None]:
+        """Around the micro-batches of one step: weights are generated once, gradients gather in them, and one
+        accumulation carries their sum into the rings on leaving."""
+        made = self._all_layers()
+        flat = [layer for layers in made for layer in layers]
+        if not any(layer.requires_grad for layer in flat):
+            yield
+            return
+        leaves = tuple(tuple(layer.detach().requires_grad_() for layer in layers) for layers in made)
+        with self._held(leaves):
+            yield
+        pairs = [(w, leaf.grad) for w, leaf in zip(flat, (l for ls in leaves for l in ls), strict=True)]
+        used = [(weight, gradient) for weight, gradient in pairs if gradient is not None]
+        if used:
+            torch.autograd.backward([weight for weight, _ in used], [gradient for _, gradient in used])
+
+    @contextlib.contextmanager
+    def _held(self, leaves: tuple[Any, ...]) -> Iterator[None]:
+        self._all_layers = lambda: leaves
+        try:
+            yield
+        finally:
+            del self._all_layers
+
+    # -- accounts -----------------------------------------------------------------------------------------------------
+
+    def ring(self, name: str | None = None) -> nn.Parameter:
+        """W of a ring, `[M]`; the name may be left out where there is one.
+
+        Raises:
+            UserError: no ring of that name.
+        """
+        if name is None and len(self.rings) == 1:
+            return next(iter(self.rings.values())).weight  # pyright: ignore[reportReturnType]
+        names = {ring.plan.ring: ring for ring in self.rings.values()}  # pyright: ignore
+        check_choice("ring", name, names)
+        return names[name].weight  # pyright: ignore
+
+    def ring_parameters(self) -> list[nn.Parameter]:
+        """W of every ring."""
+        return [ring.weight for ring in self.rings.values()]  # pyright: ignore[reportReturnType]
+
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters that the host kept, by name."""
+        return dict(self.host.named_parameters())
+
+    @property
+    def generated(self) -> int:
+        """N, generated weights."""
+        return sum(math.prod(slot.shape) for slot in self.slots)
+
+    @property
+    def uses(self) -> float:
+        """r = N / M."""
+        return self.generated / self.ring_total
+
+    @property
+    def ring_total(self) -> int:
+        """M, numbers in all rings."""
+        return sum(parameter.numel() for parameter in self.ring_parameters())
+
+    def dof(self) -> int:
+        """Free parameters in all: rings and own parameters."""
+        return self.ring_total + sum(p.numel() for p in self.own_parameters().values())
+
+    def report(self) -> dict[str, Any]:
+        """The accounts: generated N, ring M, own parameters, total, both ratios, every layer and every ring."""
+        own = sum(p.numel() for p in self.own_parameters().values())
+        rings: Any = list(self.rings.values())
+        return {
+            "generated": self.generated,
+            "ring": self.ring_total,
+            "own": own,
+            "total": self.ring_total + own,
+            "vanilla": self.vanilla_parameters,
+            "ring_over_generated": self.ring_total / self.generated,
+            "total_over_vanilla": (self.ring_total + own) / self.vanilla_parameters,
+            "layers": [
+                {
+                    "name": slot.name,
+                    "shape": list(slot.shape),
+                    "ring": self.rings[slot.ring].plan.ring,  # pyright: ignore
+                    "scale": self.rings[slot.ring].scales[slot.layer],  # pyright: ignore
+                }
+                for slot in self.slots
+            ],
+            "rings": [{**ring.plan.spec(), "uses": histogram(ring.plan.counts())} for ring in rings],
+        }
+
+    def parameter_groups(
+        self, lr: float, weight_decay: float, ring_lr: float | None = None, lr_scale: str = "none"
+    ) -> list[dict[str, Any]]:
+        """Optimiser groups: rings and own weights under weight decay, biases and normalisation without.
+
+        Args:
+            lr: of own parameters, and of rings unless `ring_lr` is given.
+            weight_decay: of rings and of own weights.
+            ring_lr: of rings.
+            lr_scale: `none` (as the authors), `sqrt_r` or `r`: each ring's rate is divided by that, r = N / M. A step on
+                the ring moves theta by sqrt(r) (uncorrelated gradients) to r (equal ones) as far.
+        """
+        check_choice("lr_scale", lr_scale, ("none", "sqrt_r", "r"))
+        groups: list[dict[str, Any]] = []
+        for ring in self.rings.values():
+            uses = ring.plan.total / ring.plan.ring_size  # pyright: ignore
+            scale = {"none": 1.0, "sqrt_r": math.sqrt(uses), "r": uses}[lr_scale]
+            groups.append({
+                "params": [ring.weight], "lr": (lr if ring_lr is None else ring_lr) / scale,
+                "weight_decay": weight_decay, "name": f"ring {ring.plan.ring}",
+            })  # fmt: skip
+        return groups + plain_groups(self.host, lr, weight_decay)
+
+    # -- saving -------------------------------------------------------------------------------------------------------
+
+    def export_dense(self) -> dict[str, Tensor]:
+        """A state dict of the host as if it had never been generated: for use without this package."""
+        with torch.no_grad():
+            made = {name: weight.detach().clone() for name, weight in self.weights().items()}
+        return {**{name: value.detach().clone() for name, value in self.host.state_dict().items()}, **made}
+
+    def stored(self) -> dict[str, Any]:
+        """Everything a model file holds: rings, own state packed in one tensor a dtype, the plans' specifications.
+        No index, no sign: they follow from the key."""
+        packed = pack(self.host.state_dict())
+        rings: Any = self.rings
+        return {
+            "format": MODEL_FORMAT,
+            "version": VERSION,
+            "rings": {key: ring.weight.detach().cpu() for key, ring in rings.items()},
+            "plans": {key: ring.plan.spec() for key, ring in rings.items()},
+            "own": packed,
+        }
+
+    def save(self, path: Path) -> int:
+        """Write the model file: at most itemsize * (M + own numbers) + 64 KiB. Returns its size in bytes."""
+        from shared.checkpoint import save_atomically
+
+        save_atomically(self.stored(), path)
+        return path.stat().st_size
+
+    def load(self, path: Path) -> None:
+        """Read a model file into a model of the same config.
+
+        Raises:
+            UserError: not a model file, or one of another network, plan or key; says which field differs.
+        """
+        self.restore(read_model(path))
+
+    def restore(self, stored: Mapping[str, Any]) -> None:
+        """Take over what `stored` returned, after checking it."""
+        if set(stored["plans"]) != set(self.rings):
+            raise UserError("model file: rings", ", ".join(stored["plans"]), ", ".join(self.rings))
+        rings: Any = self.rings
+        for key, ring in rings.items():
+            check_spec(stored["plans"][key], ring.plan)
+        own = unpack(stored["own"])
+        self.host.load_state_dict(own)
+        with torch.no_grad():
+            for key, ring in rings.items():
+                ring.weight.copy_(stored["rings"][key])
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.detach()  # generated weights are no leaves: they cannot be copied, and need not be
+        return {**self.__dict__}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RPGModel:
+        from copy import deepcopy
+
+        state = self.__getstate__()
+        copy = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copy
+        copy.__dict__.update({name: deepcopy(value, memo) for name, value in state.items()})
+        return copy
+
+
+def _key(ring: str) -> str:
+    return ring.replace(".", "/")  # module names hold no dots
+
+
+def _owner(host: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, attribute = name.rpartition(".")
+    return host.get_submodule(path), attribute
+
+
+def choose_names(host: nn.Module, include: Sequence[str] | None, exclude: Sequence[str]) -> list[str]:
+    """Names of the parameters to generate, tied ones once.
+
+    Raises:
+        UserError: a pattern that matches nothing, or nothing left to generate; the names are listed.
+    """
+    names = [name for name, _ in host.named_parameters()]
+    for field, patterns in (("include", include or ()), ("exclude", exclude)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise UserError(field, pattern, names, "The pattern matches no parameter.")
+    chosen = generated_names(host) if include is None else [n for n in names if any(fnmatchcase(n, p) for p in include)]
+    chosen = [name for name in chosen if not any(fnmatchcase(name, pattern) for pattern in exclude)]
+    if not chosen:
+        raise UserError("include", list(include or ()), names, "No parameter is left to generate.")
+    return chosen
+
+
+def assign_rings(host: nn.Module, names: Sequence[str], scope: str | Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """Ring name -> its parameters, in the order of the host.
+
+    Raises:
+        UserError: unknown scope; a scope that this host has no parts for; a parameter that two rings ask for, or none.
+    """
+    rings: dict[str, list[str]] = {}
+    if not isinstance(scope, str):
+        for pattern, _ in scope:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise UserError("scope", pattern, names, "The pattern matches no generated parameter.")
+        for name in names:
+            asked = list(dict.fromkeys(ring for pattern, ring in scope if fnmatchcase(name, pattern)))
+            if len(asked) != 1:
+                which = " and ".join(repr(ring) for ring in asked) or "no ring"
+                raise UserError("scope", f"{name} is matched by {which}", "patterns that give every parameter one ring")
+            rings.setdefault(asked[0], []).append(name)
+        return rings
+    check_choice("scope", scope, SCOPES)
+    if scope not in ("global", "layer") and not isinstance(host, Host):
+        raise UserError("scope", scope, ("global", "layer", "pairs (pattern, ring)"), "This host names no such parts.")
+    for name in names:
+        if scope == "global":
+            ring = "global"
+        elif scope == "layer":
+            ring = name.rpartition(".")[0] or name
+        else:
+            ring = scope_of(host, name, scope)  # pyright: ignore[reportArgumentType]
+        rings.setdefault(ring, []).append(name)
+    return rings
+
+
+def ring_numbers(total: int, ring_size: int | None, dof_ratio: float | None) -> int:
+    """M for N = `total` generated weights.
+
+    Raises:
+        UserError: both given; out of range (N and the valid range are named).
+    """
+    if ring_size is not None and dof_ratio is not None:
+        raise UserError("ring_size and dof_ratio", (ring_size, dof_ratio), "one of them")
+    if ring_size is not None:
+        if not 1 <= ring_size <= total:
+            raise UserError("ring_size", ring_size, f"an integer in [1, N = {total}]")
+        return ring_size
+    check_range("dof_ratio", dof_ratio, 0, 1, open_low=True)
+    return max(1, round(total * (0.125 if dof_ratio is None else dof_ratio)))
+
+
+def _capped(shares: list[int], weights: list[int]) -> list[int]:
+    """No ring larger than what it makes: what a tiny layer cannot use goes to the largest."""
+    spare = sum(max(0, share - weight) for share, weight in zip(shares, weights, strict=True))
+    shares = [min(share, weight) for share, weight in zip(shares, weights, strict=True)]
+    for index in sorted(range(len(shares)), key=lambda i: shares[i] - weights[i]):
+        moved = min(spare, weights[index] - shares[index])
+        shares[index], spare = shares[index] + moved, spare - moved
+    return shares
+
+
+def _aliases(host: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Other names of tied parameters: generated once, kept tied."""
+    everything = list(host.named_parameters(remove_duplicate=False))
+    storage = {id(parameter): name for name, parameter in host.named_parameters()}
+    found: dict[str, list[str]] = {name: [] for name in names}
+    for name, parameter in everything:
+        first = storage[id(parameter)]
+        if first in found and name != first:
+            found[first].append(name)
+    for name, others in found.items():
+        if others:
+            log.info("%s is tied to %s: generated once", name, ", ".join(others))
+    return {name: tuple(others) for name, others in found.items()}
+
+
+def _check_parameter(name: str, parameter: nn.Parameter) -> None:
+    if isinstance(parameter, nn.UninitializedParameter):
+        raise UserError(name, "a lazy parameter", "parameters with a shape", "Run the host on one batch first.")
+    if not parameter.is_floating_point():
+        raise UserError(name, parameter.dtype, "floating-point parameters", "Quantised hosts cannot be generated.")
+
+
+def plain_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Optimiser groups of a plain network: weights under decay; biases, scales and shifts without."""
+    exempt = {
+        id(parameter)
+        for part in module.modules()
+        for name, parameter in part.named_parameters(recurse=False)
+        if isinstance(part, NORMS) or name.endswith("bias") or parameter.dim() < 2
+    }
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in parameters if id(parameter) not in exempt]
+    spared = [parameter for parameter in parameters if id(parameter) in exempt]
+    groups = [("weights", decayed, weight_decay), ("biases and norms", spared, 0.0)]
+    return [{"params": p, "lr": lr, "weight_decay": wd, "name": name} for name, p, wd in groups if p]
+
+
+def pack(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A state dict as one flat tensor a dtype and a list of (name, shape): many small tensors cost headers."""
+    groups: dict[str, list[tuple[str, Tensor]]] = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            groups.setdefault(str(value.dtype).removeprefix("torch."), []).append((name, value.detach().cpu()))
+    return {
+        dtype: {
+            "names": [(name, list(value.shape)) for name, value in items],
+            "values": torch.cat([value.reshape(-1) for _, value in items]),
+        }
+        for dtype, items in groups.items()
+    }
+
+
+def unpack(packed: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict that `pack` was given."""
+    state: dict[str, Tensor] = {}
+    for group in packed.values():
+        sizes = [math.prod(shape) for _, shape in group["names"]]
+        for (name, shape), values in zip(group["names"], group["values"].split(sizes), strict=True):
+            state[name] = values.reshape(shape)
+    return state
+
+
+def read_model(path: Path) -> dict[str, Any]:
+    """Read a model file; runs no code of it.
+
+    Raises:
+        UserError: missing, damaged, or no model file.
+    """
+    import pickle
+
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError("model file", path, "a file that exists") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError("model file", path, "an undamaged model file", str(error).splitlines()[0][:200]) from error
+    if not isinstance(stored, dict) or stored.get("format") != MODEL_FORMAT:
+        raise UserError("model file", path, f"a file of format {MODEL_FORMAT}, written by `rpg export` or `train`")
+    return stored
