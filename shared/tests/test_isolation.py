@@ -49,7 +49,7 @@ def distribution(folder: Path, name: str, *requires: str) -> None:
 
 
 def check(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the check where the distributions under `site` are the only ones; modules still come from this environment."""
+    """Run the check where the distributions under `site` are the only ones; modules come from this environment."""
     program = (
         "import importlib.metadata as m, sys; from shared import isolation;"
         f"isolation.distributions = lambda: m.distributions(path=[{str(site)!r}]);"

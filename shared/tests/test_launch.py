@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -156,7 +155,7 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def toy_workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def toy_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Members `a` and `b`, whose `train` prints its name, and `shared` cut down to launch and config."""
     binary = uv()
     if binary is None:
@@ -193,7 +192,7 @@ def toy_workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (lent / "psutil").symlink_to(Path(origin.origin).parent)
     site = next((root / ".venv").glob("lib/python*/site-packages"))
     (site / "lent.pth").write_text(f"{lent}\n")
-    yield root
+    return root
 
 
 def start(root: Path, *command: str, directory: str = ".") -> subprocess.CompletedProcess[str]:
@@ -222,7 +221,7 @@ def test_ways_to_name_a_member(toy_workspace: Path) -> None:
         (("run", "--package=b", "train"), ".", "b train"),
         (("run", "--project", "projects/a", "train"), ".", "a train"),
         (("run", "--directory", "projects/b", "train"), ".", "b train"),
-        (("--directory=projects/a", "run", "train"), "projects/b", "a train"),
+        (("--directory=../a", "run", "train"), "projects/b", "a train"),
         (("run", "train", "--package", "a"), "projects/b", "b train --package a"),
         (("run", "--package", "a", "bash", "-c", "cd projects/b; train --x; exit $?"), ".", "a train --x"),
         (("run", "--package", "a", "bash", "-c", f"cd projects/b; {uv()} run train; exit $?"), ".", "b train"),
