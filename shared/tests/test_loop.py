@@ -146,6 +146,7 @@ def test_resume_before_the_first_checkpoint_starts_over_with_a_warning(tmp_path:
     settings = config(tmp_path / "run", steps=5)
     loop = Loop(Regression(), settings, "toy")  # opens the folder, writes config.json, and is never run
     assert loop.folder is not None
+    loop.folder.begin()
     loop.folder.close()
     with pytest.warns(UserWarning, match="no checkpoint"):
         summary = run(Regression(), config(tmp_path / "run", steps=5, resume=tmp_path / "run"))
@@ -202,6 +203,22 @@ def test_force_never_empties_a_folder_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json"):
         Loop(Regression(), config(tmp_path, force=True), "toy")
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+class Refusing(Regression):
+    def start(self, loop: Loop) -> None:
+        raise UserError("--width", 3, "another width")
+
+
+def test_a_run_that_is_refused_leaves_no_trace_and_replaces_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--width"):
+        run(Refusing(), config(tmp_path / "deep" / "run"))
+    assert list(tmp_path.iterdir()) == []
+    run(Regression(), config(tmp_path / "run", steps=3))
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="--width"):
+        run(Refusing(), config(tmp_path / "run", force=True))
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
 def test_resume_under_another_config_is_refused_naming_the_fields(tmp_path: Path) -> None:

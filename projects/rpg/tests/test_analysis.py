@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import stats
+
 from rpg.analysis import (
     constrained_spectrum,
     cosine_matrix,
@@ -17,7 +19,6 @@ from rpg.analysis import (
     slice_product_variance,
 )
 from rpg.plan import make_plan
-from scipy import stats
 from shared.config import UserError
 
 

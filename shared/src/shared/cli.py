@@ -140,7 +140,7 @@ class App:
             args=arguments,
             prog=f"{self.member} {verb.name}",
             description=manual,
-            config=(tyro.conf.CascadeSubcommandArgs,),
+            config=(tyro.conf.PositionalRequiredArgs,),  # a field without default is given by place
             **options,
         )
 

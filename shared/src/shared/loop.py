@@ -136,7 +136,7 @@ class Loop:
         mode = task.score[1] if task.score else "max"
         self._checkpoints = Checkpoints(self.folder.checkpoints, config.keep, mode) if self.folder is not None else None
 
-    # -- for tasks ----------------------------------------------------------------------------------------------
+    # -- for tasks -----------------------------------------------------------------------------------------------
 
     def prepare(self, *objects: Any) -> Any:
         """Modules and optimisers as the devices and the precision want them (moved, wrapped for several devices)."""
@@ -198,7 +198,7 @@ class Loop:
         """Mixed precision as `--precision` says."""
         return self.accelerator.autocast()
 
-    # -- the run --------------------------------------------------------------------------------------------------
+    # -- the run -------------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
         """Train to the end and return the summary that is also written to `summary.json`.
@@ -208,14 +208,21 @@ class Loop:
             Stopped: SIGINT or SIGTERM came; a checkpoint was written, and the message says how to resume.
         """
         try:
-            return self._run()
+            try:
+                batches = self._start()
+            except BaseException:
+                if self.folder is not None:
+                    self.folder.discard()
+                raise
+            return self._run(batches)
         finally:
             if self._writer is not None:
                 self._writer.close()
             if self.folder is not None:
                 self.folder.close()
 
-    def _run(self) -> dict[str, Any]:
+    def _start(self) -> Iterable[Any] | None:
+        """Everything that can refuse the run; nothing is written before it has passed."""
         config = self.config
         devices.set_seed(config.seed)  # every rank builds the same model ...
         self.task.start(self)
@@ -223,6 +230,12 @@ class Loop:
         self.total = total_steps(config, batches)
         if self.rank:
             devices.set_seed(config.seed, self.rank)  # ... and draws its own noise
+        if self.folder is not None:
+            self.folder.begin()
+        return batches
+
+    def _run(self, batches: Iterable[Any] | None) -> dict[str, Any]:
+        config = self.config
         restored = self._restore(batches)
         if self.folder is not None and self.primary:
             self._writer = MetricsWriter(self.folder.path, self.step if self.folder.resumed else None)

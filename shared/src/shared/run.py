@@ -5,6 +5,7 @@ One process writes a folder at a time: a lock says so, and it dies with the proc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -45,6 +46,7 @@ class RunFolder:
         else:
             self.path = config.out or default_folder(member)
         self._lock: Any = None
+        self._made: list[Path] = []
         if not primary:
             return
         occupied = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
@@ -59,15 +61,32 @@ class RunFolder:
                     "a new or empty folder",
                     f"Go on with that run by --resume {self.path}, or replace it by --force.",
                 )
-            if not self.resumed:
-                self._empty()
+            if not self.resumed and not (self.path / "config.json").exists():
+                raise UserError("--force", self.path, "the folder of an earlier run (it holds no config.json)")
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError("--out", self.path, "a folder that can be written", error.strerror or "") from error
         self._take_lock()
-        if not self.resumed:
-            write_json(self.path / "config.json", {"member": member, **to_json(config)})
+
+    def begin(self) -> None:
+        """Take the folder into use, once it is sure that the run can start: only now is an earlier run replaced."""
+        if not self.primary or self.resumed:
+            return
+        if self.config.force and any(entry.name != ".lock" for entry in self.path.iterdir()):
+            self._empty()
+        write_json(self.path / "config.json", {"member": self.member, **to_json(self.config)})
+
+    def discard(self) -> None:
+        """Leave no trace of a run that could not start: what was there before stays, what was made goes."""
+        if not self.primary or self.resumed:
+            return
+        (self.path / ".lock").unlink(missing_ok=True)
+        self.close()
+        for folder in self._made:
+            with contextlib.suppress(OSError):  # somebody else uses it by now
+                folder.rmdir()
 
     def _take_lock(self) -> None:
         if fcntl is None or self._lock is not None:
@@ -81,8 +100,6 @@ class RunFolder:
         self._lock = handle
 
     def _empty(self) -> None:
-        if not (self.path / "config.json").exists():
-            raise UserError("--force", self.path, "the folder of an earlier run (it holds no config.json)")
         for entry in self.path.iterdir():
             if entry.name == ".lock":
                 continue

@@ -174,8 +174,8 @@ class Conditioning:
 
 
 def constrained_spectrum(hessian: NDArray[Any], generator: NDArray[Any]) -> Conditioning:
-    """Extreme eigenvalues of H and of G^T H G / r: the latter interlace the former, so that gradient descent on the ring
-    converges at least as fast as on the weights (for quadratics).
+    """Extreme eigenvalues of H and of G^T H G / r: the latter interlace the former, so that gradient descent on the
+    ring converges at least as fast as on the weights (for quadratics).
 
     Args:
         hessian: H, `[N, N]`, symmetric positive definite.
@@ -198,8 +198,8 @@ def least_squares_ring(x: NDArray[Any], y: NDArray[Any], generator: NDArray[Any]
 
 
 def descend(hessian: NDArray[Any], start: NDArray[Any], generator: NDArray[Any] | None, steps: int) -> list[float]:
-    """Loss 0.5 theta^T H theta along gradient descent at the best constant rate 2 / (smallest + largest eigenvalue), on
-    theta itself or on W with theta = G W.
+    """Loss 0.5 theta^T H theta along gradient descent at the best constant rate 2 / (smallest + largest eigenvalue),
+    on theta itself or on W with theta = G W.
 
     Args:
         hessian: H. start: theta or W. generator: G, or None for the plain network. steps: how many.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, get_args
 
 from rpg.data.names import DATA, DataName
@@ -157,3 +158,178 @@ TRAIN_PRESETS: dict[str, TrainConfig] = {
         augment="crop-flip",
     ),
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunChoice:
+    """A trained run and where to work on it."""
+
+    run: Path
+    """Run folder, written by `train`."""
+    which: Literal["best", "newest"] = "best"
+    """Which checkpoint."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    data_root: Path | None = None
+    """Folder that holds data sets. Default: the run's, else $PAPERS_DATA, else the user cache."""
+    quiet: bool = False
+    """No table."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(RunChoice):
+    """Flags of `evaluate`."""
+
+    corruptions: bool = False
+    """Also on corrupted test images, as a stand-in for out-of-distribution data."""
+    out: Path | None = None
+    """Write the metrics to this JSON file."""
+
+
+@dataclass(frozen=True)
+class PruneConfig(RunChoice):
+    """Flags of `prune`."""
+
+    fraction: float = 0.3
+    """Share that goes, smallest magnitudes first."""
+    target: Literal["ring", "host"] = "ring"
+    """ring: numbers of the ring (fewer free parameters); host: generated weights (fewer multiply-adds)."""
+    finetune_epochs: float = 1.0
+    """Epochs of further training with pruned ring numbers held at zero; 0 for none."""
+    out: Path | None = None
+    """Where the pruned model file goes. Default: <run>/pruned.pt."""
+    force: bool = False
+    """Replace an existing file."""
+
+    def __post_init__(self) -> None:
+        check_range("--fraction", self.fraction, 0, 1, open_high=True)
+        check_range("--finetune-epochs", self.finetune_epochs, 0)
+
+
+@dataclass(frozen=True)
+class QuantizeConfig(RunChoice):
+    """Flags of `quantize`."""
+
+    group: int | None = None
+    """Ring numbers that share a scale, e.g. 256. Default: one scale a ring."""
+    out: Path | None = None
+    """Where the quantised model file goes. Default: <run>/int8.pt."""
+    force: bool = False
+    """Replace an existing file."""
+
+    def __post_init__(self) -> None:
+        check_range("--group", self.group, 1)
+
+
+@dataclass(frozen=True)
+class ExportConfig(RunChoice):
+    """Flags of `export`."""
+
+    out: Path | None = None
+    """Where the file goes. Default: <run>/dense.pt or <run>/model.pt."""
+    form: Literal["dense", "compact"] = "dense"
+    """dense: the host's state dict, for use without this package; compact: rings, own parameters and the plan's
+    specification."""
+    hide_key: bool = False
+    """compact: store a salted digest of the key instead of the key; whoever loads it must know it."""
+    force: bool = False
+    """Replace an existing file."""
+
+
+@dataclass(frozen=True)
+class KeyConfig:
+    """Flags of `key`."""
+
+    run: Path | None = None
+    """Run folder: shows the accuracy under its own key and under others."""
+    model_file: Path | None = None
+    """Model file written with --hide-key: says whether --key is its key."""
+    key: int | None = None
+    """Key to try."""
+    tries: int = 3
+    """Random other keys to try on a run."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    data_root: Path | None = None
+    """Folder that holds data sets."""
+
+    def __post_init__(self) -> None:
+        check_range("--tries", self.tries, 0)
+        check_range("--key", self.key, 0, 2**63 - 1)
+        if self.run is not None and self.model_file is not None:
+            raise UserError("--run and --model-file", [str(self.run), str(self.model_file)], "one of them")
+
+
+@dataclass(frozen=True)
+class InspectConfig(TrainConfig):
+    """Flags of `inspect`: those of `train`, and the shape of the images instead of the images."""
+
+    image: tuple[int, int, int] | None = None
+    """Channels, side in pixels, classes. Default: those of --data."""
+    layers: bool = False
+    """List every generated layer with its constant a_l."""
+
+
+@dataclass(frozen=True)
+class SweepConfig(TrainConfig):
+    """Flags of `sweep`: those of `train` for what all runs share, and lists for what varies."""
+
+    ratios: tuple[float, ...] = (1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 64, 1 / 256, 1 / 1024)
+    """M / N."""
+    plans: tuple[PlanName, ...] = ("even",)
+    """Plans."""
+    hosts: tuple[HostName, ...] = ()
+    """Hosts. Default: --host."""
+    methods: tuple[Method, ...] = ("rpg",)
+    """Methods; those without a ring run at every ratio as the budget, vanilla once."""
+    scopes: tuple[Scope, ...] = ("global",)
+    """Scopes."""
+    seeds: int = 3
+    """Seeds, from --seed on."""
+    jobs: int | None = None
+    """Runs at a time. Default: one a core on the CPU, one on a GPU."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("--seeds", self.seeds, 1)
+        check_range("--jobs", self.jobs, 1)
+        for ratio in self.ratios:
+            check_range("--ratios", ratio, 0, 1, open_low=True)
+        for flag, values, valid in (
+            ("--plans", self.plans, PLANS),
+            ("--hosts", self.hosts, HOSTS),
+            ("--methods", self.methods, METHODS),
+            ("--scopes", self.scopes, SCOPES),
+        ):
+            for value in values:
+                check_choice(flag, value, valid)
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Flags of `fit`."""
+
+    results: Path
+    """sweep.json of a sweep, or a results file of `reproduce`."""
+    metric: str = "accuracy"
+    """Which measured value."""
+    contains: str = ""
+    """Only runs whose name contains this text."""
+    below: float = 0.5
+    """Only rings of at most this share of the generated weights: the law is claimed below half."""
+    out: Path | None = None
+    """Draw the fit here (PNG and SVG)."""
+
+
+@dataclass(frozen=True)
+class PlotConfig:
+    """Flags of `plot`."""
+
+    source: Path
+    """Run folder, or the folder of a reproduction or sweep that holds `cells/`."""
+    out: Path | None = None
+    """Where figures go. Default: <source>/figures."""
+
+
+INSPECT_PRESETS = {name: InspectConfig(**vars(preset)) for name, preset in TRAIN_PRESETS.items()}
+SWEEP_PRESETS = {name: SweepConfig(**vars(preset)) for name, preset in TRAIN_PRESETS.items()}

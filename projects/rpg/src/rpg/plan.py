@@ -2,6 +2,7 @@
 
 A plan is a function of (layer sizes, ring size, kind, seed) and of nothing else: not of the device, the platform, or
 the order in which rings were made. It is therefore never stored; a model file holds its specification, a few bytes.
+Every draw is made here from the raw words of a PCG64, whose stream NumPy guarantees; its distributions it may change.
 
     theta_l = a_l * s_l (.) W[pi_l]      pi_l: [n_l] in 0..M-1,  s_l: [n_l] in {-1, +1}
 
@@ -11,7 +12,8 @@ Legend: M ring size, N = sum n_l generated weights, L layers, B chunk, r = N / M
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +56,7 @@ class Plan:
     chunk: int = 1
     offset: str = "random"
     ring: str = "global"
-    _cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False, hash=False)
+    _cache: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def total(self) -> int:
@@ -73,19 +75,17 @@ class Plan:
         return tuple((int(end) - size, int(end)) for end, size in zip(ends, self.sizes, strict=True))
 
     def all_indices(self) -> NDArray[np.int32]:
-        """pi of all layers, `[N]`. Raises `UserError` for `haar`, which picks no entries."""
+        """pi of all layers, `[N]`, worked out anew. Raises `UserError` for `haar`, which picks no entries."""
         if self.kind == "haar":
             raise UserError("plan", "haar", [kind for kind in KINDS if kind != "haar"], "haar mixes all entries.")
-        if "indices" not in self._cache:
-            self._cache["indices"] = _indices(self)
-        return self._cache["indices"]
+        return _indices(self)
 
     def all_signs(self) -> NDArray[np.int8]:
         """s of all layers, `[N]`, +1 or -1."""
         if not self.signed:
             return np.ones(self.total, np.int8)
-        bits = np.frombuffer(self._stream(_SIGNS).bytes(-(-self.total // 8)), np.uint8)
-        signs = np.unpackbits(bits, count=self.total).view(np.int8)
+        words = self._stream(_SIGNS).random_raw(-(-self.total // 64)).astype("<u8", copy=False)
+        signs = np.unpackbits(words.view(np.uint8), count=self.total).view(np.int8)
         signs *= -2
         signs += 1
         return signs
@@ -93,12 +93,18 @@ class Plan:
     def indices(self, layer: int) -> NDArray[np.int32]:
         """pi_l, `[n_l]`."""
         begin, end = self.bounds[layer]
-        return self.all_indices()[begin:end]
+        return self._kept("indices", self.all_indices)[begin:end]
 
     def signs(self, layer: int) -> NDArray[np.int8]:
         """s_l, `[n_l]`, +1 or -1."""
         begin, end = self.bounds[layer]
-        return self.all_signs()[begin:end]
+        return self._kept("signs", self.all_signs)[begin:end]
+
+    def _kept(self, name: str, work_out: Callable[[], Any]) -> Any:
+        # Whoever asks layer by layer would otherwise pay for all layers every time.
+        if name not in self._cache:
+            self._cache[name] = work_out()
+        return self._cache[name]
 
     def counts(self) -> NDArray[np.int64]:
         """Uses of each ring entry, `[M]`."""
@@ -115,8 +121,7 @@ class Plan:
     def rotation(self, layer: int) -> NDArray[np.float64]:
         """A_l of a `haar` plan, `[n_l, M]`: rows (or columns, whichever are fewer) orthonormal, uniform."""
         rows, columns = self.sizes[layer], self.ring_size
-        stream = self._stream(_ROTATION, layer)
-        q, r = np.linalg.qr(stream.standard_normal((max(rows, columns), min(rows, columns))))
+        q, r = np.linalg.qr(_normal(self._stream(_ROTATION, layer), max(rows, columns), min(rows, columns)))
         q = q * np.sign(np.diagonal(r))  # without it the factorisation's sign convention would bias the draw
         return q if rows >= columns else q.T
 
@@ -167,7 +172,7 @@ def make_plan(
     ring: str = "global",
     allow_unused: bool = False,
 ) -> Plan:
-    """A plan for layers of these sizes from a ring of `ring_size` numbers (Section 3 of the paper: destructive sharing).
+    """A plan for layers of these sizes from a ring of `ring_size` numbers (Section 3 of the paper).
 
     Args:
         sizes: n_l of each layer.
@@ -211,27 +216,28 @@ def make_plan(
 def _indices(plan: Plan) -> NDArray[np.int32]:
     size, total = plan.ring_size, plan.total
     if plan.kind == "reuse":
-        return np.concatenate([np.arange(n, dtype=np.int32) % size for n in plan.sizes]).astype(np.int32)
+        return np.concatenate([np.arange(n, dtype=np.int64) % size for n in plan.sizes]).astype(np.int32)
     if plan.kind in ("seq", "sign_only"):
-        return (np.arange(total, dtype=np.int64) % size).astype(np.int32)
+        return np.resize(np.arange(size, dtype=np.int32), total)
     # The others work on blocks of `chunk` entries; a block is an entry where chunk is 1.
     stream, chunk = plan._stream(_ORDER), plan.chunk
-    if plan.kind == "ring":
-        return _walk(plan, stream)
     entries, needed = size // chunk, -(-total // chunk)
-    if plan.kind == "hash":
-        blocks = stream.integers(0, entries, needed, dtype=np.int32)
+    if plan.kind == "ring":
+        blocks = _walk(plan, stream)
+    elif plan.kind == "hash":
+        blocks = _uniform(stream, entries, needed)
     else:
         blocks = _even(entries, needed, stream, cut=needed * chunk > total)
     return _spread(blocks, chunk)[:total]
 
 
-def _even(entries: int, needed: int, stream: np.random.Generator, cut: bool) -> NDArray[np.int32]:
+def _even(entries: int, needed: int, stream: np.random.PCG64, cut: bool) -> NDArray[np.int32]:
     """floor(needed / entries) copies of all entries and distinct random ones for the rest, in one permutation."""
     rest = needed % entries
     blocks = np.resize(np.arange(entries, dtype=np.int32), needed)
-    extra = stream.choice(entries, rest, replace=False).astype(np.int32)
-    blocks[needed - rest :] = extra
+    if rest:
+        extra = _permuted(np.arange(entries, dtype=np.int32), stream)[:rest]
+        blocks[needed - rest :] = extra
     blocks = _permuted(blocks, stream)
     if cut and rest:
         # The last block is used in part: let it be one of those used once more, so that counts differ by one at most.
@@ -240,40 +246,68 @@ def _even(entries: int, needed: int, stream: np.random.Generator, cut: bool) -> 
     return blocks
 
 
-def _permuted(values: NDArray[np.int32], stream: np.random.Generator) -> NDArray[np.int32]:
+def _permuted(values: NDArray[np.int32], stream: np.random.PCG64) -> NDArray[np.int32]:
     """A uniform permutation of non-negative values: random keys, sorted. NumPy sorts 64-bit integers two to three times
     faster than it shuffles. Key and value share one word; with 33 and more bits of key for any network that fits
     31 bits of value, equal keys (which fall in the order of values) are too few to matter."""
     bits = np.uint64(max(1, int(values.max(initial=0)).bit_length()))
-    words = stream.bit_generator.random_raw(len(values))
+    words = stream.random_raw(len(values))
     words >>= bits
     words <<= bits
-    words |= values.astype(np.uint64)
+    np.bitwise_or(words, values, out=words, casting="unsafe")
     words.sort()
     words &= (np.uint64(1) << bits) - np.uint64(1)
     return words.astype(np.int32)
 
 
-def _walk(plan: Plan, stream: np.random.Generator) -> NDArray[np.int32]:
+def _uniform(stream: np.random.PCG64, below: int, count: int) -> NDArray[np.int32]:
+    """Independent integers in 0 .. below - 1: 32 random bits times the range, its upper half (off by 2^-32 at most)."""
+    words = stream.random_raw(count)
+    words >>= np.uint64(32)
+    words *= np.uint64(below)
+    words >>= np.uint64(32)
+    return words.astype(np.int32)
+
+
+def _normal(stream: np.random.PCG64, rows: int, columns: int) -> NDArray[np.float64]:
+    """Standard normal numbers after Box and Muller, `[rows, columns]`."""
+    words = stream.random_raw(2 * rows * columns) >> np.uint64(11)
+    first, second = (words.astype(np.float64) + 0.5).reshape(2, rows, columns) * 2.0**-53  # in (0, 1)
+    return np.sqrt(-2 * np.log(first)) * np.cos(2 * np.pi * second)
+
+
+def _walk(plan: Plan, stream: np.random.PCG64) -> NDArray[np.int32]:
     """Each layer takes the next (or a random) run of blocks, around the ring, and permutes it. With chunks, the
     borders between layers are rounded down to whole blocks."""
     entries, chunk = plan.ring_size // plan.chunk, plan.chunk
     needed = -(-plan.total // chunk)
     borders = np.cumsum([0, *plan.sizes]) // chunk
     borders[-1] = needed
-    starts = plan._stream(_OFFSETS).integers(0, entries, len(plan.sizes))
+    starts = _uniform(plan._stream(_OFFSETS), entries, len(plan.sizes))
     blocks = np.empty(needed, np.int32)
-    for layer, (begin, end) in enumerate(zip(borders[:-1], borders[1:], strict=True)):
-        start = begin if plan.offset == "continue" else starts[layer]
+    for layer, (begin, end) in enumerate(itertools.pairwise(borders)):
+        start = int(begin if plan.offset == "continue" else starts[layer])
         run = ((start + np.arange(end - begin)) % entries).astype(np.int32)
         blocks[begin:end] = _permuted(run, stream)
-    return _spread(blocks, chunk)[: plan.total]
+    return blocks
 
 
 def _spread(blocks: NDArray[np.int32], chunk: int) -> NDArray[np.int32]:
     if chunk == 1:
         return blocks
     return (blocks[:, None] * np.int32(chunk) + np.arange(chunk, dtype=np.int32)).reshape(-1)
+
+
+def check_spec(plan: Plan, spec: Mapping[str, Any]) -> None:
+    """Refuse a model whose plan differs from this one: its ring would unpack into noise.
+
+    Raises:
+        UserError: naming what differs (the layer sizes, the version of the plans, the seed, ...), both values given.
+    """
+    for name, own in plan.spec().items():
+        if spec.get(name) != own:
+            label = {"sizes": "sizes-hash", "version": "plan version"}.get(name, name)
+            raise UserError(f"{label} of ring {plan.ring!r}", spec.get(name), str(own), "Saved from another model.")
 
 
 def histogram(counts: NDArray[np.int64]) -> dict[int, int]:

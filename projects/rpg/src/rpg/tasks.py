@@ -45,6 +45,10 @@ class NetworkTask(Task):
         """Shape of the data."""
         raise NotImplementedError
 
+    def make_network(self) -> Network:
+        """The network to train."""
+        return build_network(self.config, self.shape())
+
     def loss(self, batch: Any) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         """Mean loss of a batch, and metrics."""
         raise NotImplementedError
@@ -57,7 +61,7 @@ class NetworkTask(Task):
 
     def start(self, loop: Loop) -> None:
         self.loop, self.device = loop, loop.device
-        self.network: Network = build_network(self.config, self.shape())
+        self.network = self.make_network()
         self.module = self.network.module.to(self.device)
         defaults = DEFAULTS[self.config.recipe]
         self.lr = self.config.lr if self.config.lr is not None else defaults.lr
@@ -224,7 +228,9 @@ class Images(NetworkTask):
         return self.score_images(images, labels)
 
     @torch.no_grad()
-    def score_images(self, images: Tensor, labels: Tensor, call: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
+    def score_images(
+        self, images: Tensor, labels: Tensor, call: Callable[[Tensor], Tensor] | None = None
+    ) -> dict[str, float]:
         """Top-1, top-5 and mean loss of uint8 images `[N, C, H, W]`."""
         self.module.eval()
         right = top5 = loss = torch.zeros((), dtype=torch.float64)
@@ -297,9 +303,7 @@ class Pose(NetworkTask):
     def batches(self) -> Batches:
         parts = (self.data.x_train, self.data.keypoints_train, self.data.visible_train)
         tensors = tuple(part.to(self.device) for part in parts)
-        return Batches(
-            tensors, self.config.batch_size, self.config.seed, rank=self.loop.rank, world=self.loop.world
-        )
+        return Batches(tensors, self.config.batch_size, self.config.seed, rank=self.loop.rank, world=self.loop.world)
 
     @property
     def stride(self) -> int:
@@ -381,5 +385,3 @@ def make_task(config: TrainConfig) -> NetworkTask:
     if config.data == "imagefolder":
         return Folders(config)
     return {"images": Images, "pose": Pose, "dense": Dense}[kind](config)
-
-

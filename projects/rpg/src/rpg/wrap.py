@@ -127,7 +127,7 @@ class RPGModel(nn.Module):
                 stacklevel=2,
             )
 
-    # -- the network ------------------------------------------------------------------------------------------------
+    # -- the network ---------------------------------------------------------------------------------------------
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The host's forward pass under the generated weights."""
@@ -195,7 +195,7 @@ class RPGModel(nn.Module):
         finally:
             del self._all_layers
 
-    # -- accounts -----------------------------------------------------------------------------------------------------
+    # -- accounts ------------------------------------------------------------------------------------------------
 
     def ring(self, name: str | None = None) -> nn.Parameter:
         """W of a ring, `[M]`; the name may be left out where there is one.
@@ -269,8 +269,8 @@ class RPGModel(nn.Module):
             lr: of own parameters, and of rings unless `ring_lr` is given.
             weight_decay: of rings and of own weights.
             ring_lr: of rings.
-            lr_scale: `none` (as the authors), `sqrt_r` or `r`: each ring's rate is divided by that, r = N / M. A step on
-                the ring moves theta by sqrt(r) (uncorrelated gradients) to r (equal ones) as far.
+            lr_scale: `none` (as the authors), `sqrt_r` or `r`: each ring's rate is divided by that, r = N / M. A step
+                on the ring moves theta by sqrt(r) (uncorrelated gradients) to r (equal ones) as far.
         """
         check_choice("lr_scale", lr_scale, ("none", "sqrt_r", "r"))
         groups: list[dict[str, Any]] = []
@@ -283,7 +283,7 @@ class RPGModel(nn.Module):
             })  # fmt: skip
         return groups + plain_groups(self.host, lr, weight_decay)
 
-    # -- saving -------------------------------------------------------------------------------------------------------
+    # -- saving --------------------------------------------------------------------------------------------------
 
     def export_dense(self) -> dict[str, Tensor]:
         """A state dict of the host as if it had never been generated: for use without this package."""

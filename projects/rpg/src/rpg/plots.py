@@ -1,0 +1,233 @@
+"""The paper's figures, from runs and from studies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rpg.experiments import NARROW, RINGS, best, chosen
+from shared.claims import Outcomes
+from shared.figures import COLOURS, figure
+from shared.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from rpg.tasks import NetworkTask
+
+
+def run_figures(folder: Path, task: NetworkTask) -> list[Path]:
+    """Curves of a run and, for a ring, the similarity of its layers. Returns the PNG files."""
+    made = [curves(folder)]
+    if task.model is not None:
+        import torch
+
+        with torch.no_grad():
+            made += [similarity(task.model.weights(), folder / "figures" / "similarity")]
+    return [path for path in made if path is not None]
+
+
+def curves(folder: Path, path: Path | None = None) -> Path:
+    """Training loss of every step and held-out metrics of a run folder; drawn at `path`, else in the folder."""
+    train, held_out = list(read_metrics(folder, "train")), list(read_metrics(folder, "eval"))
+    path = path or folder / "figures" / "curves"
+    with figure(path, 1, 2, figsize=(8, 3.2)) as (_, (left, right)):
+        loss = [(row["step"], row["loss"]) for row in train if row.get("loss") is not None]
+        left.plot(*zip(*loss, strict=True), color=COLOURS[0], alpha=0.35, linewidth=0.8, label="training, each step")
+        window = max(1, len(loss) // 50)
+        smooth = [
+            (loss[i][0], math.fsum(v for _, v in loss[i - window : i]) / window) for i in range(window, len(loss))
+        ]
+        if smooth:
+            left.plot(*zip(*smooth, strict=True), color=COLOURS[0], label=f"mean of {window}")
+        test = [(row["step"], row["loss"]) for row in held_out if row.get("loss") is not None]
+        if test:
+            left.plot(*zip(*test, strict=True), "o-", color=COLOURS[1], label="test")
+        left.set(xlabel="step", ylabel="loss", yscale="log")
+        left.legend()
+        for index, name in enumerate(("accuracy", "pckh", "depth_error")):
+            points = [(row["step"], row[name]) for row in held_out if row.get(name) is not None]
+            if points:
+                right.plot(*zip(*points, strict=True), "o-", color=COLOURS[index + 1], label=f"test {name}")
+        right.set(xlabel="step", ylabel="held-out metric")
+        right.legend()
+    return path.with_suffix(".png")
+
+
+def similarity(weights: Any, path: Path) -> Path | None:
+    """Cosines between layers of the most common shape; None where there are not two of them."""
+    from rpg.analysis import cosine_matrix
+
+    names, cosines = cosine_matrix(weights)
+    if len(names) < 2:
+        return None
+    with figure(path, figsize=(4.8, 4.0)) as (drawn, axes):
+        image = axes.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu_r")
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=5)
+        axes.set_yticks(range(len(names)), names, fontsize=5)
+        axes.set_title("cosine between generated layers", fontsize=9)
+        axes.grid(False)
+        drawn.colorbar(image, ax=axes, shrink=0.8)
+    return path.with_suffix(".png")
+
+
+def draw_study(outcomes: Outcomes, folder: Path) -> list[Path]:
+    """Every figure that the finished cells allow; SVGs are left to those who want them."""
+    made: list[Path] = []
+    sets = {"mnist5k": "MNIST-5k", "mnist": "MNIST"}
+    present = {data: title for data, title in sets.items() if f"{data} mlp vanilla lr=0.003" in outcomes}
+    if present:
+        made.append(perceptron(outcomes, present, folder / "accuracy-vs-dof"))
+    if "conv even 1/8" in outcomes and "conv vanilla" in outcomes:
+        made += [bars(outcomes, folder / "plans"), afterwards(outcomes, folder / "keys-pruning-quantisation")]
+        made.append(generalisation(outcomes, folder / "train-test-gap"))
+    if "resnet18 vanilla" in outcomes:
+        made.append(resnet(outcomes, folder / "resnet18"))
+    return made
+
+
+def perceptron(outcomes: Outcomes, sets: dict[str, str], path: Path) -> Path:
+    """The paper's headline figure: accuracy against the logarithm of the degrees of freedom."""
+    with figure(path, 1, len(sets), figsize=(4.2 * len(sets), 3.6), squeeze=False, sharey=True, svg=False) as (_, rows):
+        for axes, (data, title) in zip(rows[0], sets.items(), strict=True):
+            for plan, colour, label in (("even", COLOURS[0], "ring, even plan"), ("reuse", COLOURS[2], "plain reuse")):
+                points = []
+                for size in RINGS:
+                    stem = f"{data} mlp {plan} M={size}"
+                    if any(name.startswith(stem + " lr=") for name in outcomes.names()):
+                        points.append((size, best(outcomes, stem)))
+                _band(axes, points, colour, label)
+            narrow = []
+            for width in NARROW:
+                name = chosen(outcomes, f"{data} mlp narrow h={width}")
+                narrow.append((outcomes.raw(name)[0]["parameters"], outcomes.values(name, "accuracy")))
+            _band(axes, narrow, COLOURS[1], "narrow network")
+            full = best(outcomes, f"{data} mlp vanilla")
+            axes.axhline(math.fsum(full) / len(full), color="black", linestyle="--", linewidth=1, label="full network")
+            axes.set(xscale="log", xlabel="ring numbers (narrow: all parameters)", title=title, ylim=(0, 1))
+        rows[0][0].set_ylabel("test accuracy")
+        rows[0][-1].legend(loc="lower right")
+    return path.with_suffix(".png")
+
+
+def _band(axes: Any, points: Sequence[tuple[float, Sequence[float]]], colour: str, label: str) -> None:
+    points = sorted(points)
+    if not points:
+        return
+    x = [size for size, _ in points]
+    axes.plot(x, [math.fsum(values) / len(values) for _, values in points], "o-", color=colour, label=label)
+    axes.fill_between(x, [min(v) for _, v in points], [max(v) for _, v in points], color=colour, alpha=0.2)
+
+
+def bars(outcomes: Outcomes, path: Path) -> Path:
+    """Plans, scopes and baselines on the residual network: the mean, and every seed."""
+    names = [name for name in outcomes.names() if name.startswith("conv ")]
+    with figure(path, figsize=(6.2, 3.6), svg=False) as (_, axes):
+        for place, name in enumerate(names):
+            values = outcomes.values(name, "accuracy")
+            axes.bar(place, math.fsum(values) / len(values), color=COLOURS[place % len(COLOURS)], alpha=0.75)
+            axes.plot([place] * len(values), values, "k_", markersize=10)
+        labels = [f"{n.removeprefix('conv ')}\n{outcomes.raw(n)[0]['parameters']:,}" for n in names]
+        axes.set_xticks(range(len(names)), labels, fontsize=7)
+        low = min(min(outcomes.values(name, "accuracy")) for name in names)
+        axes.set(ylabel="test accuracy", title=outcomes.raw(names[0])[0]["data"] + "; below: parameters in all")
+        axes.set_ylim(bottom=max(0.0, low - 0.05))
+    return path.with_suffix(".png")
+
+
+def afterwards(outcomes: Outcomes, path: Path) -> Path:
+    """What another key, pruning and 8 bits do to the trained ring."""
+    kinds = {
+        "accuracy": "as trained",
+        "pruned_at_once_accuracy": "30 % pruned",
+        "pruned_accuracy": "30 % pruned,\none epoch",
+        "int8_accuracy": "8 bits",
+        "wrong_key_accuracy": "another key",
+    }
+    with figure(path, figsize=(5.0, 3.4), svg=False) as (_, axes):
+        for place, metric in enumerate(kinds):
+            values = outcomes.values("conv even 1/8", metric)
+            axes.bar(place, math.fsum(values) / len(values), color=COLOURS[place], alpha=0.75)
+            axes.plot([place] * len(values), values, "k_", markersize=10)
+        axes.axhline(0.1, color="black", linestyle=":", linewidth=1)
+        axes.set_xticks(range(len(kinds)), list(kinds.values()))
+        axes.set(ylabel="test accuracy", title="the residual network from a ring of an eighth; dotted: chance")
+    return path.with_suffix(".png")
+
+
+def generalisation(outcomes: Outcomes, path: Path) -> Path:
+    """Training and test accuracy side by side: the gap that a ring narrows by fitting less."""
+    names = [name for name in outcomes.names() if name.startswith("conv ")]
+    with figure(path, figsize=(6.2, 3.4), svg=False) as (_, axes):
+        for shift, metric, label in ((-0.2, "train_accuracy", "training set"), (0.2, "accuracy", "test set")):
+            means = [math.fsum(v) / len(v) for v in (outcomes.values(name, metric) for name in names)]
+            colour = COLOURS[0] if shift < 0 else COLOURS[1]
+            axes.bar([p + shift for p in range(len(names))], means, width=0.38, color=colour, alpha=0.75, label=label)
+        axes.set_xticks(range(len(names)), [name.removeprefix("conv ") for name in names], fontsize=7)
+        axes.set(ylabel="accuracy")
+        axes.legend()
+    return path.with_suffix(".png")
+
+
+def resnet(outcomes: Outcomes, path: Path) -> Path:
+    """ResNet-18: accuracy against the ring's size, with the plain and the narrow network."""
+    with figure(path, svg=False) as (_, axes):
+        long, short = [], []
+        for name in outcomes.names():
+            if name.startswith(("resnet18 even", "resnet18 short")):
+                entry = (outcomes.raw(name)[0]["ring"], outcomes.values(name, "accuracy"))
+                (short if "short" in name else long).append(entry)
+        _band(axes, long, COLOURS[0], "ring, 30 epochs")
+        _band(axes, short, COLOURS[2], "ring, 10 epochs")
+        if "resnet18 narrow 1/50" in outcomes:
+            raw = outcomes.raw("resnet18 narrow 1/50")[0]
+            _band(
+                axes, [(raw["parameters"], outcomes.values("resnet18 narrow 1/50", "accuracy"))], COLOURS[1], "narrow"
+            )
+        full = outcomes.values("resnet18 vanilla", "accuracy")
+        axes.axhline(math.fsum(full) / len(full), color="black", linestyle="--", linewidth=1, label="plain ResNet-18")
+        axes.set(xscale="log", xlabel="ring numbers (narrow: all parameters)", ylabel="test accuracy")
+        axes.legend()
+    return path.with_suffix(".png")
+
+
+def scaling(dof: Sequence[float], accuracy: Sequence[float], path: Path, title: str = "") -> Path:
+    """Points and the log-linear fit with its equation."""
+    import numpy as np
+
+    from rpg.analysis import fit_loglinear
+
+    fit = fit_loglinear(dof, accuracy)
+    with figure(path) as (_, axes):
+        axes.plot(dof, accuracy, "o", color=COLOURS[0])
+        x = np.geomspace(min(dof), max(dof), 50)
+        label = f"{fit.slope:.3f} log10 M {fit.intercept:+.3f}, r2 = {fit.r2:.3f}"
+        axes.plot(x, fit.slope * np.log10(x) + fit.intercept, color=COLOURS[1], label=label)
+        axes.set(xscale="log", xlabel="ring numbers M", ylabel="accuracy", title=title)
+        axes.legend()
+    return path.with_suffix(".png")
+
+
+def sweep_figures(outcomes: Outcomes, folder: Path) -> list[Path]:
+    """Accuracy against the ring's size for every host, plan and scope of a sweep, and its convergence laws."""
+    lines: dict[str, list[tuple[float, Sequence[float]]]] = {}
+    for name in outcomes.names():
+        stem, found, _ = name.rpartition(" M/N=")
+        first = outcomes.raw(name)[0]
+        metric = next((m for m in ("accuracy", "pckh", "depth_error") if m in first), None)
+        if found and metric is not None:
+            size = first["ring"] or first["parameters"]
+            lines.setdefault(stem, []).append((size, outcomes.values(name, metric)))
+    if not lines:
+        return []
+    path = folder / "sweep"
+    with figure(path) as (_, axes):
+        for place, (stem, points) in enumerate(lines.items()):
+            _band(axes, points, COLOURS[place % len(COLOURS)], stem)
+        for name in outcomes.names():
+            if name.endswith(" vanilla"):
+                values = outcomes.values(name, "accuracy")
+                axes.axhline(math.fsum(values) / len(values), color="black", linestyle="--", linewidth=1, label=name)
+        axes.set(xscale="log", xlabel="ring numbers M (without a ring: all parameters)", ylabel="held-out metric")
+        axes.legend(fontsize=7)
+    return [path.with_suffix(".png")]

@@ -1,0 +1,176 @@
+"""Every verb once, as a user types it; manuals and refusals without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rpg.cli import app, main
+from rpg.config import TRAIN_PRESETS
+from rpg.train import train
+
+VERBS = (
+    "train",
+    "evaluate",
+    "sweep",
+    "reproduce",
+    "inspect",
+    "prune",
+    "quantize",
+    "export",
+    "key",
+    "fit",
+    "plot",
+    "bench",
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "run"
+    train(replace(TRAIN_PRESETS["smoke"], device="cpu", quiet=True, out=out))
+    return out
+
+
+def test_all_verbs_are_there() -> None:
+    assert tuple(app.verbs) == VERBS
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_manual_of_every_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    assert f"usage: rpg {verb}" in capsys.readouterr().out
+
+
+def test_manuals_and_refusals_import_no_torch_and_answer_at_once() -> None:
+    code = (
+        "import sys; from rpg.cli import main; import contextlib, io\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):\n"
+        "    codes = [main(['train', '--help']), main(['train', '--plan', 'evn']), main(['train', '--chunk', '0'])]\n"
+        "print(codes, 'torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[0, 2, 2] False", result.stderr
+
+
+def test_evaluate(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run), "--device", "cpu", "--corruptions", "--out", str(tmp_path / "e.json")]) == 0
+    metrics = json.loads((tmp_path / "e.json").read_text())["metrics"]
+    assert metrics["train_test_gap"] == pytest.approx(metrics["train_accuracy"] - metrics["accuracy"])
+    assert any("noise" in name for name in metrics)
+    assert "multiply-adds" in capsys.readouterr().out
+
+
+def test_inspect_gives_the_published_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["inspect", "--host", "resnet18", "--image", "3", "224", "1000", "--ring-size", "2359296", "--layers"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    for number in ("11,157,504", "2,359,296", "layer4.1.conv2.weight", "4: 638,976", "5: 1,720,320"):
+        assert number in out
+
+
+def test_prune_ring_and_host(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--device", "cpu", "--fraction", "0.3"]
+    assert main(["prune", str(run), *flags, "--out", str(tmp_path / "ring.pt")]) == 0
+    assert main(["prune", str(run), *flags, "--target", "host", "--out", str(tmp_path / "host.pt")]) == 0
+    assert main(["prune", str(run), *flags, "--out", str(tmp_path / "ring.pt")]) == 2
+    assert "--force" in capsys.readouterr().err
+
+
+def test_quantize_writes_a_file_of_a_quarter(run: Path, tmp_path: Path) -> None:
+    assert main(["quantize", str(run), "--device", "cpu", "--group", "256", "--out", str(tmp_path / "q.pt")]) == 0
+    assert (tmp_path / "q.pt").stat().st_size < (run / "model.pt").stat().st_size
+
+
+def test_export_dense_loads_into_the_plain_host(run: Path, tmp_path: Path) -> None:
+    from rpg.hosts import make_host
+
+    assert main(["export", str(run), "--out", str(tmp_path / "dense.pt")]) == 0
+    state = torch.load(tmp_path / "dense.pt", weights_only=True)
+    host = make_host("mlp", in_channels=1, num_classes=10, image_size=8)
+    host.load_state_dict(state)
+
+
+def test_keys(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["key"]) == 0
+    assert int(capsys.readouterr().out) >= 0
+    assert main(["key", "--run", str(run), "--device", "cpu", "--tries", "2"]) == 0
+    file = tmp_path / "hidden.pt"
+    assert main(["export", str(run), "--form", "compact", "--hide-key", "--out", str(file)]) == 0
+    assert main(["key", "--model-file", str(file), "--key", "0"]) == 0
+    assert main(["key", "--model-file", str(file), "--key", "1"]) == 1
+
+
+def test_sweep_fit_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "sweep"
+    flags = ["--preset", "smoke", "--device", "cpu", "--steps", "20", "--seeds", "1", "--jobs", "1", "--out", str(out)]
+    grid = ["--ratios", "0.5", "0.1", "0.02", "--methods", "rpg", "vanilla"]
+    assert main(["sweep", *flags, *grid]) == 0
+    cells = json.loads((out / "sweep.json").read_text())["cells"]
+    assert sorted(cell["name"] for cell in cells) == sorted(
+        ["mlp vanilla", *(f"mlp even global M/N={ratio}" for ratio in ("0.5", "0.1", "0.02"))]
+    )
+    began = time.monotonic()
+    assert main(["sweep", *flags, *grid]) == 0  # nothing is run again
+    assert time.monotonic() - began < 5
+    capsys.readouterr()
+    assert main(["fit", str(out / "sweep.json"), "--below", "1", "--out", str(tmp_path / "fit")]) == 0
+    assert "log10 M" in capsys.readouterr().out
+    assert (tmp_path / "fit.png").exists()
+    assert main(["plot", str(out)]) == 0
+    assert (out / "figures" / "sweep.png").exists()
+
+
+def test_plot_a_run(run: Path, tmp_path: Path) -> None:
+    assert main(["plot", str(run), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.slow
+def test_reproduce_smoke_runs_every_kind_of_cell(tmp_path: Path) -> None:
+    flags = ["--preset", "smoke", "--device", "cpu", "--quiet", "--out", str(tmp_path / "out")]
+    assert main(["reproduce", *flags, "--results", str(tmp_path / "results")]) == 0
+    report = json.loads((tmp_path / "results" / "smoke.json").read_text())
+    assert report["failed"] == []
+    measured = [row for row in report["claims"] if row["measured"] is not None]
+    assert len(measured) >= 7  # B, C and D; A's claims need the sizes of the cpu preset
+    assert {row["verdict"] for row in report["claims"]} == {"not-run"}  # seconds of training judge nothing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "cifra10"], "cifar10"),
+        (["train", "--ring-size", "0"], "--ring-size"),
+        (["train", "--dof-ratio", "1.5"], "--dof-ratio"),
+        (["train", "--preset", "smoke", "--ring-size", "100000000"], "[1, N = "),
+        (["train", "--preset", "smoke", "--exclude", "nothing.*"], "matches no parameter"),
+        (["train", "--device", "cuda:9"], "--device"),
+        (["evaluate", "nowhere"], "config.json"),
+        (["fit", "nowhere.json"], "sweep.json"),
+        (["plot", "nowhere"], "cells/"),
+        (["key", "--model-file", "nowhere.pt"], "--key"),
+        (["bench", "--only", "nothing"], "--only"),
+        (["reproduce", "--preset", "paper", "--data-root", "/nowhere"], "--data-root"),
+    ],
+)
+def test_bad_input_exits_with_2_and_says_what_is_valid(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err + captured.out
+    assert "Traceback" not in captured.err
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"] == []
