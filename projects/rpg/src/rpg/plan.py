@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,19 +143,17 @@ class Plan:
 
     def digest(self) -> str:
         """Hash of the layer sizes: the part of a plan that the network must agree with."""
-        return hashlib.sha256(np.asarray(self.sizes, np.int64).tobytes()).hexdigest()[:16]
+        return hashlib.sha256(np.asarray(self.sizes, "<i8").tobytes()).hexdigest()[:16]
 
     def spec(self) -> dict[str, Any]:
         """What a model file stores instead of indices: everything that decides the plan, as JSON values."""
         names = ("ring_size", "kind", "seed", "chunk", "offset", "ring")
         return {"version": VERSION, "sizes": self.digest(), **{name: getattr(self, name) for name in names}}
 
-    def _stream(self, *purpose: int) -> np.random.Generator:
+    def _stream(self, *purpose: int) -> np.random.PCG64:
         # A ring's name enters as entropy, so that two rings under one seed are independent.
         name = int.from_bytes(hashlib.sha256(self.ring.encode()).digest()[:8], "little")
-        return np.random.Generator(
-            np.random.PCG64(np.random.SeedSequence([self.seed, name, VERSION], spawn_key=purpose))
-        )
+        return np.random.PCG64(np.random.SeedSequence([self.seed, name, VERSION], spawn_key=purpose))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}}
@@ -254,7 +252,7 @@ def _permuted(values: NDArray[np.int32], stream: np.random.PCG64) -> NDArray[np.
     words = stream.random_raw(len(values))
     words >>= bits
     words <<= bits
-    np.bitwise_or(words, values, out=words, casting="unsafe")
+    words |= values.astype(np.uint64)
     words.sort()
     words &= (np.uint64(1) << bits) - np.uint64(1)
     return words.astype(np.int32)
@@ -296,18 +294,6 @@ def _spread(blocks: NDArray[np.int32], chunk: int) -> NDArray[np.int32]:
     if chunk == 1:
         return blocks
     return (blocks[:, None] * np.int32(chunk) + np.arange(chunk, dtype=np.int32)).reshape(-1)
-
-
-def check_spec(plan: Plan, spec: Mapping[str, Any]) -> None:
-    """Refuse a model whose plan differs from this one: its ring would unpack into noise.
-
-    Raises:
-        UserError: naming what differs (the layer sizes, the version of the plans, the seed, ...), both values given.
-    """
-    for name, own in plan.spec().items():
-        if spec.get(name) != own:
-            label = {"sizes": "sizes-hash", "version": "plan version"}.get(name, name)
-            raise UserError(f"{label} of ring {plan.ring!r}", spec.get(name), str(own), "Saved from another model.")
 
 
 def histogram(counts: NDArray[np.int64]) -> dict[int, int]:

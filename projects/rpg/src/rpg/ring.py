@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rpg.generate import Tables, generate
+from rpg.generate import Tables, generate, tables_of
 from rpg.plan import Plan
 from shared.config import UserError, check_choice
 
@@ -42,8 +45,8 @@ class Ring(nn.Module):
             raise UserError("scales", list(scales), f"{len(plan.sizes)} positive numbers, one a layer")
         self.plan, self.scales, self.std = plan, tuple(float(scale) for scale in scales), std
         self.weight = nn.Parameter(torch.empty(plan.ring_size))
-        self._tables: dict[torch.device, Any] = {}
-        self._cached: tuple[Any, ...] | None = None
+        self._tables: tuple[torch.device, Tables] | None = None
+        self._cached: tuple[Any, tuple[Tensor, ...]] | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -54,39 +57,40 @@ class Ring(nn.Module):
         """theta_l, `[n_l]` each. Generated once, until W changes (by its version counter) or gradients are
         switched on or off; so all forward passes of a step share one generation."""
         weight = self.weight
-        if _traced(weight):
-            return self._generate(weight)
-        version, tracked = weight._version, torch.is_grad_enabled() and weight.requires_grad
-        cached = self._cached
-        if cached is None or cached[0] is not weight or cached[1:3] != (version, tracked):
-            self._cached = cached = (weight, version, tracked, self._generate(weight))
-        return cached[3]
+        if traced(weight):
+            return self.generate(weight)
+        # The parameter itself is compared, so that it lives as long as what was made of it.
+        state = (
+            weight, weight._version, weight.data_ptr(), weight.dtype, weight.device,
+            torch.is_grad_enabled() and weight.requires_grad, torch.is_inference_mode_enabled(),
+        )  # fmt: skip
+        if self._cached is None or not _same(self._cached[0], state):
+            self._cached = (state, self.generate(weight))
+        return self._cached[1]
 
     def layer(self, index: int) -> Tensor:
         """theta_l of one layer, `[n_l]`."""
         return self.layers()[index]
 
     def forget(self) -> None:
-        """Drop generated weights: needed only after writing to `weight.data`, which no version counter sees."""
+        """Drop generated weights: needed only after writing into `weight.data`, which no version counter sees."""
         self._cached = None
 
-    def tables(self) -> Any:
-        """Index and sign tensors on the ring's device; the rotations for plan `haar`."""
+    def tables(self) -> Tables:
+        """The plan, worked out for the ring's device."""
         device = self.weight.device
-        if device not in self._tables:
-            if self.plan.kind == "haar":
-                rotations = [torch.from_numpy(self.plan.rotation(l)).to(device) for l in range(len(self.plan.sizes))]
-                self._tables = {device: rotations}
-            else:
-                self._tables = {device: Tables.of(self.plan, self.scales, device)}
-        return self._tables[device]
+        if self._tables is None or self._tables[0] != device:
+            self._tables = (device, tables_of(self.plan, self.scales, device))
+        return self._tables[1]
 
-    def _generate(self, weight: Tensor) -> tuple[Tensor, ...]:
-        tables = self.tables()
-        if self.plan.kind == "haar":
-            pairs = zip(self.scales, tables, strict=True)
-            return tuple(scale * (rotation.to(weight.dtype) @ weight) for scale, rotation in pairs)
-        return generate(weight, tables)
+    def generate(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """theta_l from any W `[M]` on the ring's device; keeps nothing."""
+        return generate(weight, self.tables())
+
+    def rekey(self, seed: int) -> None:
+        """Draw the plan anew from another seed; W stays as it is."""
+        self.plan = dataclasses.replace(self.plan, seed=seed)
+        self._tables = self._cached = None
 
     @torch.no_grad()
     def project(self, layers: Sequence[Tensor]) -> None:
@@ -95,24 +99,19 @@ class Ring(nn.Module):
         Raises:
             UserError: plan `haar`, whose G^T G is not.
         """
-        if self.plan.kind == "haar":
-            raise UserError("plan", "haar", "a plan that picks entries")
-        from rpg.generate import accumulate
+        gram = self.gram_diagonal()
+        total = self.tables().accumulate([layer.detach().reshape(-1).to(self.weight) for layer in layers])
+        self.weight.copy_(total / gram.clamp_min(torch.finfo(gram.dtype).tiny))
 
-        flat = [layer.detach().reshape(-1).to(self.weight.dtype) for layer in layers]
-        total = accumulate(flat, self.tables(), self.weight.dtype)
-        self.weight.copy_(total / self.gram_diagonal().clamp_min(torch.finfo(self.weight.dtype).tiny))
-
-    @torch.no_grad()
     def gram_diagonal(self) -> Tensor:
-        """diag(G^T G), `[M]`: the sum of a_l^2 over the uses of each entry."""
-        from rpg.generate import accumulate
+        """diag(G^T G), `[M]`: the sum of a_l^2 over the uses of each entry.
 
-        ones = Tables(
-            self.plan.sizes, self.plan.ring_size, self.tables().rows, self.tables().width, None,
-            tuple(scale**2 for scale in self.scales),
-        )  # fmt: skip
-        return accumulate([self.weight.new_ones(size) for size in self.plan.sizes], ones, self.weight.dtype)
+        Raises:
+            UserError: plan `haar`, whose G^T G is not diagonal.
+        """
+        squares = np.repeat(np.square(self.scales), self.plan.sizes)
+        gram = np.bincount(self.plan.all_indices(), squares, minlength=self.plan.ring_size)
+        return torch.from_numpy(gram).to(self.weight)
 
     # -- saving and copying ---------------------------------------------------------------------------------------
 
@@ -130,26 +129,27 @@ class Ring(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tables": {}, "_cached": None}
+        return {**self.__dict__, "_tables": None, "_cached": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ring:
-        from copy import deepcopy
-
-        copy = self.__class__.__new__(self.__class__)
-        memo[id(self)] = copy
-        copy.__dict__.update({name: deepcopy(value, memo) for name, value in self.__getstate__().items()})
-        return copy
+        twin = self.__class__.__new__(self.__class__)
+        memo[id(self)] = twin
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__getstate__().items()})
+        twin._tables = self._tables  # never written to: they can be shared
+        return twin
 
     def extra_repr(self) -> str:
         plan = self.plan
         return f"M={plan.ring_size}, N={plan.total}, layers={len(plan.sizes)}, plan={plan.kind!r}, chunk={plan.chunk}"
 
 
-def _traced(weight: Tensor) -> bool:
-    """Inside torch.func transforms and torch.compile nothing may be kept: the tensors live only there."""
-    if torch.compiler.is_compiling():
-        return True
+def traced(weight: Tensor) -> bool:
+    """Whether W belongs to a `torch.func` transform: what is made of it lives only there, and must not be kept."""
     return torch._C._functorch.is_functorch_wrapped_tensor(weight)
+
+
+def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    return one[0] is other[0] and one[1:] == other[1:]
 
 
 def check_spec(spec: Mapping[str, Any], plan: Plan) -> None:

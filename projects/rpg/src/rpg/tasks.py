@@ -165,7 +165,7 @@ class NetworkTask(Task):
             with timer:
                 for ring in self.model.rings.values():
                     weight = ring.weight.detach().requires_grad_()  # pyright: ignore
-                    made = ring._generate(weight)  # pyright: ignore
+                    made = ring.generate(weight)  # pyright: ignore
                     torch.autograd.grad(made, weight, [torch.ones_like(layer) for layer in made])
             best = min(best, timer.milliseconds())
         return best

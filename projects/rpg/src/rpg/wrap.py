@@ -11,6 +11,7 @@ its checkpointed segments find them where they were. The model's parameters are 
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import warnings
@@ -22,11 +23,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from rpg.compress import unpacked
 from rpg.hosts.host import NORMS, Host, generated_names, scope_of, unnormalised_layers
 from rpg.hosts.names import SCOPES
 from rpg.plan import VERSION, histogram, make_plan, split_budget
-from rpg.ring import Ring, check_spec, initial_scales
+from rpg.ring import Ring, check_spec, initial_scales, traced
+from rpg.security import matches
 from shared.config import UserError, check_choice, check_range
 
 log = logging.getLogger(__name__)
@@ -84,21 +88,23 @@ class RPGModel(nn.Module):
         keep_weights: bool = False,
     ) -> None:
         super().__init__()
+        _check_host(host)
         names = choose_names(host, include, exclude)
         aliases = _aliases(host, names)
         parameters = dict(host.named_parameters())
-        for name in names:
-            _check_parameter(name, parameters[name])
         rings = assign_rings(host, names, scope)
         total = sum(parameters[name].numel() for name in names)
-        size = ring_numbers(total, ring_size, dof_ratio)
+        size = ring_numbers(total, ring_size, dof_ratio, chunk)
         weights = [sum(parameters[name].numel() for name in group) for group in rings.values()]
-        shares = [size] if len(rings) == 1 else _capped(split_budget(size, weights), weights)
+        shares = [size] if len(rings) == 1 else ring_shares(size, weights, chunk)
         self.vanilla_parameters = sum(p.numel() for p in host.parameters())
         dtype = parameters[names[0]].dtype
         starting = {name: parameters[name].detach().clone() for name in names} if keep_weights else {}
         self.slots: list[Slot] = []
         self.rings = nn.ModuleDict()
+        for ring in rings:
+            if hasattr(self.rings, ring) or not ring:
+                raise UserError("scope", ring, "ring names that are not words of Python's dictionaries")
         for (ring, group), share in zip(rings.items(), shares, strict=True):
             shapes = [parameters[name].shape for name in group]
             scales, std = initial_scales(shapes, ring_init)
@@ -115,6 +121,7 @@ class RPGModel(nn.Module):
                 setattr(module, attribute, None)
         self.host = host
         self._attached: tuple[Any, ...] = ()
+        self._leaves: tuple[tuple[Tensor, ...], ...] | None = None
         if keep_weights:
             for key, ring in self.rings.items():
                 ring.project([starting[slot.name] for slot in self.slots if slot.ring == key])  # pyright: ignore
@@ -131,21 +138,29 @@ class RPGModel(nn.Module):
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The host's forward pass under the generated weights."""
-        if torch.compiler.is_compiling():
-            return torch.func.functional_call(self.host, self.weights(), inputs, named)
+        if torch.compiler.is_compiling() or any(traced(weight) for weight in self.ring_parameters()):
+            # A transform's or a compiler's tensors must not stay behind in the host.
+            return functional_call(self.host, self.weights(), inputs, named)
+        # Not so otherwise: segments that are computed anew in the backward pass look for their weights in the host.
         self.attach(self._all_layers())
         return self.host(*inputs, **named)
 
+    @torch.compiler.disable  # a compiler would unroll hundreds of tiles to gain nothing
     def weights(self) -> dict[str, Tensor]:
-        """Host name -> generated weight in the host's shape. Made once until a ring changes."""
-        layers = {key: ring.layers() for key, ring in self.rings.items()}  # pyright: ignore
+        """Host name -> generated weight in the host's shape. Made once until a ring changes.
+
+        `torch.func.functional_call(model.host, model.weights(), inputs)` is the model, written out.
+        """
+        layers = dict(zip(self.rings, self._all_layers(), strict=True))
         return {
             name: layers[slot.ring][slot.layer].view(slot.shape)
             for slot in self.slots
             for name in (slot.name, *slot.aliases)
         }
 
-    def _all_layers(self) -> tuple[Any, ...]:
+    def _all_layers(self) -> tuple[tuple[Tensor, ...], ...]:
+        if self._leaves is not None:
+            return self._leaves
         return tuple(ring.layers() for ring in self.rings.values())  # pyright: ignore[reportCallIssue]
 
     def attach(self, layers: tuple[Any, ...]) -> None:
@@ -173,27 +188,25 @@ class RPGModel(nn.Module):
     @contextlib.contextmanager
     def accumulating(self) -> Iterator[None]:
         """Around the micro-batches of one step: weights are generated once, gradients gather in them, and one
-        accumulation carries their sum into the rings on leaving."""
+        accumulation carries their sum into the rings on leaving.
+
+        The rings' gradients are complete only then. Hooks of `DistributedDataParallel` see them too late to exchange
+        them: there, leave this out (weights are still generated once a step).
+        """
         made = self._all_layers()
         flat = [layer for layers in made for layer in layers]
-        if not any(layer.requires_grad for layer in flat):
+        if self._leaves is not None or not any(layer.requires_grad for layer in flat):
             yield
             return
-        leaves = tuple(tuple(layer.detach().requires_grad_() for layer in layers) for layers in made)
-        with self._held(leaves):
-            yield
-        pairs = [(w, leaf.grad) for w, leaf in zip(flat, (l for ls in leaves for l in ls), strict=True)]
-        used = [(weight, gradient) for weight, gradient in pairs if gradient is not None]
-        if used:
-            torch.autograd.backward([weight for weight, _ in used], [gradient for _, gradient in used])
-
-    @contextlib.contextmanager
-    def _held(self, leaves: tuple[Any, ...]) -> Iterator[None]:
-        self._all_layers = lambda: leaves
+        self._leaves = tuple(tuple(layer.detach().requires_grad_() for layer in layers) for layers in made)
+        leaves = [leaf for layers in self._leaves for leaf in layers]
         try:
             yield
         finally:
-            del self._all_layers
+            self._leaves = None
+        used = [(w, leaf.grad) for w, leaf in zip(flat, leaves, strict=True) if leaf.grad is not None]
+        if used:
+            torch.autograd.backward([weight for weight, _ in used], [gradient for _, gradient in used])
 
     # -- accounts ------------------------------------------------------------------------------------------------
 
@@ -291,17 +304,26 @@ class RPGModel(nn.Module):
             made = {name: weight.detach().clone() for name, weight in self.weights().items()}
         return {**{name: value.detach().clone() for name, value in self.host.state_dict().items()}, **made}
 
+    def own_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers that the host kept, by name, tied ones under their first name only."""
+        state = {name: value for name, value in self.host.state_dict().items() if isinstance(value, Tensor)}
+        first: dict[tuple[Any, ...], str] = {}
+        for name, value in state.items():
+            # A tensor on no device, or of no numbers, has no address to be known by.
+            place = (value.data_ptr() or name, value.dtype, value.shape, value.stride())
+            first.setdefault(place, name)
+        return {name: state[name] for name in first.values()}
+
     def stored(self) -> dict[str, Any]:
         """Everything a model file holds: rings, own state packed in one tensor a dtype, the plans' specifications.
         No index, no sign: they follow from the key."""
-        packed = pack(self.host.state_dict())
         rings: Any = self.rings
         return {
             "format": MODEL_FORMAT,
             "version": VERSION,
             "rings": {key: ring.weight.detach().cpu() for key, ring in rings.items()},
             "plans": {key: ring.plan.spec() for key, ring in rings.items()},
-            "own": packed,
+            "own": pack(self.own_state()),
         }
 
     def save(self, path: Path) -> int:
@@ -320,30 +342,49 @@ class RPGModel(nn.Module):
         self.restore(read_model(path))
 
     def restore(self, stored: Mapping[str, Any]) -> None:
-        """Take over what `stored` returned, after checking it."""
+        """Take over what `stored` returned, after checking all of it: a refused file changes nothing.
+
+        Raises:
+            UserError: another network's, plan's or key's; says which field differs.
+        """
+        if "host_threshold" in stored:
+            raise UserError("model file", "a pruned host", "a plain model", "rpg.compress.load_pruned_host reads it.")
         if set(stored["plans"]) != set(self.rings):
             raise UserError("model file: rings", ", ".join(stored["plans"]), ", ".join(self.rings))
         rings: Any = self.rings
+        if "key_tag" in stored:
+            seed = next(iter(rings.values())).plan.seed
+            if not matches(seed, stored["key_tag"]):
+                raise UserError(
+                    "key", seed, "the key that the model file was written under; it holds no more than a tag"
+                )
         for key, ring in rings.items():
-            check_spec(stored["plans"][key], ring.plan)
-        own = unpack(stored["own"])
-        self.host.load_state_dict(own)
+            spec = {**stored["plans"][key]}
+            if "key_tag" in stored:
+                spec["seed"] = ring.plan.seed
+            check_spec(spec, ring.plan)
+        weights = {key: unpacked(stored["rings"][key]) for key in rings}
+        own, mine = unpack(stored["own"]), self.own_state()
+        wrong = {name for name in own.keys() | mine.keys() if name not in own or name not in mine}
+        wrong |= {name for name in own.keys() & mine.keys() if own[name].shape != mine[name].shape}
+        if wrong:
+            raise UserError("model file: own parameters", ", ".join(sorted(wrong)), "those of this network")
         with torch.no_grad():
+            for name, value in own.items():
+                mine[name].copy_(value)  # a state dict's tensors are the module's own
             for key, ring in rings.items():
-                ring.weight.copy_(stored["rings"][key])
+                ring.weight.copy_(weights[key])
 
     def __getstate__(self) -> dict[str, Any]:
         self.detach()  # generated weights are no leaves: they cannot be copied, and need not be
         return {**self.__dict__}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RPGModel:
-        from copy import deepcopy
-
         state = self.__getstate__()
-        copy = self.__class__.__new__(self.__class__)
-        memo[id(self)] = copy
-        copy.__dict__.update({name: deepcopy(value, memo) for name, value in state.items()})
-        return copy
+        twin = self.__class__.__new__(self.__class__)
+        memo[id(self)] = twin
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in state.items()})
+        return twin
 
 
 def _key(ring: str) -> str:
@@ -356,21 +397,49 @@ def _owner(host: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def choose_names(host: nn.Module, include: Sequence[str] | None, exclude: Sequence[str]) -> list[str]:
-    """Names of the parameters to generate, tied ones once.
+    """Names of the parameters to generate, in the order of the host; tied ones once, under their first name.
 
     Raises:
         UserError: a pattern that matches nothing, or nothing left to generate; the names are listed.
     """
-    names = [name for name, _ in host.named_parameters()]
+    first = _first_names(host)
     for field, patterns in (("include", include or ()), ("exclude", exclude)):
         for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise UserError(field, pattern, names, "The pattern matches no parameter.")
-    chosen = generated_names(host) if include is None else [n for n in names if any(fnmatchcase(n, p) for p in include)]
-    chosen = [name for name in chosen if not any(fnmatchcase(name, pattern) for pattern in exclude)]
-    if not chosen:
-        raise UserError("include", list(include or ()), names, "No parameter is left to generate.")
-    return chosen
+            if not any(fnmatchcase(name, pattern) for name in first):
+                raise UserError(field, pattern, first, "The pattern matches no parameter.")
+
+    def matched(patterns: Sequence[str]) -> set[str]:
+        return {first[name] for name in first for pattern in patterns if fnmatchcase(name, pattern)}
+
+    chosen = set(default_names(host)) if include is None else matched(include)
+    names = [name for name, _ in host.named_parameters() if name in chosen - matched(exclude)]
+    if not names:
+        raise UserError("include", list(include or ()), first, "No parameter is left to generate.")
+    return names
+
+
+def default_names(host: nn.Module) -> list[str]:
+    """What is generated unless patterns say otherwise: what a host of this package says; of any other network the
+    convolution and linear weights without the first convolution (the stem) and the last linear map (the classifier)."""
+    names = generated_names(host)
+    if isinstance(host, Host):
+        return names
+    stem = next((m for m in host.modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
+    classifier = next((m for m in reversed(list(host.modules())) if isinstance(m, nn.Linear)), None)
+    spared = {id(module.weight) for module in (stem, classifier) if module is not None}
+    parameters = dict(host.named_parameters())
+    return [name for name in names if id(parameters[name]) not in spared]
+
+
+def _first_names(host: nn.Module) -> dict[str, str]:
+    """Name of every parameter -> the first name of the same numbers: a tied parameter, or one of shared storage."""
+    places: dict[tuple[Any, ...], str] = {}
+    found: dict[str, str] = {}
+    for name, parameter in host.named_parameters(remove_duplicate=False):
+        _check_parameter(name, parameter)
+        address = parameter.data_ptr() or id(parameter)
+        found[name] = places.setdefault((address, parameter.dtype, parameter.shape, parameter.stride()), name)
+    return found
 
 
 def assign_rings(host: nn.Module, names: Sequence[str], scope: str | Sequence[tuple[str, str]]) -> dict[str, list[str]]:
@@ -405,39 +474,49 @@ def assign_rings(host: nn.Module, names: Sequence[str], scope: str | Sequence[tu
     return rings
 
 
-def ring_numbers(total: int, ring_size: int | None, dof_ratio: float | None) -> int:
-    """M for N = `total` generated weights.
+def ring_numbers(total: int, ring_size: int | None, dof_ratio: float | None, chunk: int = 1) -> int:
+    """M for N = `total` generated weights; from a ratio the nearest multiple of `chunk`, at least one.
 
     Raises:
         UserError: both given; out of range (N and the valid range are named).
     """
     if ring_size is not None and dof_ratio is not None:
         raise UserError("ring_size and dof_ratio", (ring_size, dof_ratio), "one of them")
+    check_range("chunk", chunk, 1, total)
     if ring_size is not None:
         if not 1 <= ring_size <= total:
             raise UserError("ring_size", ring_size, f"an integer in [1, N = {total}]")
         return ring_size
-    check_range("dof_ratio", dof_ratio, 0, 1, open_low=True)
-    return max(1, round(total * (0.125 if dof_ratio is None else dof_ratio)))
+    if dof_ratio is not None and not 0 < dof_ratio <= 1:
+        raise UserError("dof_ratio", dof_ratio, f"a number in (0, 1], of N = {total} generated weights")
+    blocks = round(total * (0.125 if dof_ratio is None else dof_ratio) / chunk)
+    return min(max(1, blocks), total // chunk) * chunk
 
 
-def _capped(shares: list[int], weights: list[int]) -> list[int]:
-    """No ring larger than what it makes: what a tiny layer cannot use goes to the largest."""
-    spare = sum(max(0, share - weight) for share, weight in zip(shares, weights, strict=True))
-    shares = [min(share, weight) for share, weight in zip(shares, weights, strict=True)]
-    for index in sorted(range(len(shares)), key=lambda i: shares[i] - weights[i]):
-        moved = min(spare, weights[index] - shares[index])
+def ring_shares(size: int, weights: Sequence[int], chunk: int = 1) -> list[int]:
+    """M of several rings: `size` in proportion to the weights that each makes, in whole chunks, never more than these.
+
+    Raises:
+        UserError: less than a chunk a ring, a size of broken chunks, or a ring that makes less than a chunk.
+    """
+    if size % chunk:
+        raise UserError("ring_size", size, f"a multiple of the chunk, {chunk}")
+    if min(weights) < chunk:
+        raise UserError("chunk", chunk, f"at most {min(weights)}, what the smallest ring makes")
+    limits = [weight // chunk for weight in weights]
+    shares = split_budget(size // chunk, weights)
+    spare = sum(max(0, share - limit) for share, limit in zip(shares, limits, strict=True))
+    shares = [min(share, limit) for share, limit in zip(shares, limits, strict=True)]
+    for index in sorted(range(len(shares)), key=lambda i: shares[i] - limits[i]):  # most room first
+        moved = min(spare, limits[index] - shares[index])
         shares[index], spare = shares[index] + moved, spare - moved
-    return shares
+    return [share * chunk for share in shares]
 
 
 def _aliases(host: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Other names of tied parameters: generated once, kept tied."""
-    everything = list(host.named_parameters(remove_duplicate=False))
-    storage = {id(parameter): name for name, parameter in host.named_parameters()}
     found: dict[str, list[str]] = {name: [] for name in names}
-    for name, parameter in everything:
-        first = storage[id(parameter)]
+    for name, first in _first_names(host).items():
         if first in found and name != first:
             found[first].append(name)
     for name, others in found.items():
@@ -451,6 +530,15 @@ def _check_parameter(name: str, parameter: nn.Parameter) -> None:
         raise UserError(name, "a lazy parameter", "parameters with a shape", "Run the host on one batch first.")
     if not parameter.is_floating_point():
         raise UserError(name, parameter.dtype, "floating-point parameters", "Quantised hosts cannot be generated.")
+
+
+def _check_host(host: nn.Module) -> None:
+    """Refuse quantised layers (their weights are no parameters: a ring would silently pass them by)."""
+    for name, module in host.named_modules():
+        kind = type(module).__module__
+        if ".quantized" in kind or callable(getattr(module, "_packed_params", None)) or "bitsandbytes" in kind:
+            valid = "layers with floating-point weights"
+            raise UserError(name or "host", type(module).__name__, valid, "Quantised hosts cannot be generated.")
 
 
 def plain_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
