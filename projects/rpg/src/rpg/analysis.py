@@ -157,7 +157,7 @@ def unused_fraction(uses: float) -> float:
     return math.exp(-uses)
 
 
-# -- the linear-constraint view ------------------------------------------------------------------------------------------
+# -- the linear-constraint view -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from rpg.security import with_key
 from rpg.tasks import Images, NetworkTask, make_task
 from rpg.wrap import RPGModel
 from shared.checkpoint import save_atomically
-from shared.cli import print_table
-from shared.config import UserError, override
+from shared.cli import override, print_table
+from shared.config import UserError
 from shared.loop import Loop, load_checkpoint
 from shared.run import RunFolder, saved_config
 
