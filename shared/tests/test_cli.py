@@ -43,6 +43,12 @@ def test_flags_override_the_preset(app: Any) -> None:
     assert (config.preset, config.steps, config.batch_size) == ("smoke", 10, 3)
 
 
+def test_a_flag_takes_the_place_of_what_the_preset_says_for_its_rivals(app: Any) -> None:
+    assert app.main(["train", "--epochs", "2"]) == 0
+    assert (app.seen[0].steps, app.seen[0].epochs) == (None, 2.0)
+    assert app.main(["train", "--epochs", "2", "--steps=3"]) == 2
+
+
 def test_without_preset_the_first_one_holds(app: Any) -> None:
     assert app.main(["train"]) == 0
     assert app.seen[0] == PRESETS["cpu"]

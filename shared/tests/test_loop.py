@@ -303,7 +303,7 @@ def test_epochs_become_steps_by_the_length_of_the_data() -> None:
             return iter(range(10))
 
     assert total_steps(RunConfig(epochs=2.5), Ten()) == 25
-    assert total_steps(RunConfig(epochs=2.5, steps=3), Ten()) == 3
+    assert total_steps(RunConfig(steps=3), Ten()) == 3
     with pytest.raises(UserError, match="--epochs"):
         total_steps(RunConfig(epochs=1), None)
     with pytest.raises(UserError, match="--steps"):

@@ -127,6 +127,8 @@ class App:
             default = saved_config(Path(resume), verb.config, self.member)
         if default is None and verb.presets:
             default = next(iter(verb.presets.values()))
+        if default is not None and resume is None:
+            default = _make_room(default, arguments)
         if default is None:
             # Positional fields have no default: let tyro ask for them.
             with contextlib.suppress(TypeError):
@@ -151,6 +153,20 @@ class App:
         lines += [f"  {name:<{width}}  {verb.summary}" for name, verb in self.verbs.items()]
         lines += ["", f"`{self.member} COMMAND --help` lists the flags of a command and their defaults."]
         return "\n".join(lines)
+
+
+def _make_room(default: Any, arguments: Sequence[str]) -> Any:
+    """A flag that excludes others takes the place of what the preset says for them."""
+    for group in getattr(default, "exclusive", ()):
+        flags = {name: "--" + name.replace("_", "-") for name in group}
+        given = [name for name, flag in flags.items() if _given(arguments, flag)]
+        if given:
+            default = dataclasses.replace(default, **{name: None for name in group if name not in given})
+    return default
+
+
+def _given(arguments: Sequence[str], flag: str) -> bool:
+    return any(argument.split("=", 1)[0].replace("_", "-") == flag for argument in arguments)
 
 
 def _flag(arguments: Sequence[str], name: str) -> str | None:

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 Preset = Literal["smoke", "cpu", "gpu", "paper"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -101,6 +101,9 @@ def check_range(
 class RunConfig:
     """The flags that mean the same in every member. Members inherit and add the paper's own."""
 
+    exclusive: ClassVar[tuple[tuple[str, ...], ...]] = (("steps", "epochs"),)
+    """Groups of which one may be given; a flag drops what the preset says for the others of its group."""
+
     preset: Preset = "cpu"
     """Named setting to start from; any other flag overrides a field of it."""
     out: Path | None = None
@@ -118,7 +121,7 @@ class RunConfig:
     devices: int = 1
     """Processes on this machine, one a device; with --device cpu they talk through gloo."""
     steps: int | None = None
-    """Optimiser steps; overrides --epochs."""
+    """Optimiser steps. One of --steps and --epochs."""
     epochs: float | None = None
     """Passes over the training data."""
     accumulate: int = 1
@@ -145,6 +148,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_choice("--preset", self.preset, typing.get_args(Preset))
         check_choice("--precision", self.precision, typing.get_args(Precision))
+        for group in self.exclusive:
+            given = [name for name in group if getattr(self, name) is not None]
+            if len(given) > 1:
+                flags = " and ".join("--" + name.replace("_", "-") for name in given)
+                raise UserError(flags, [getattr(self, name) for name in given], "one of them")
         check_range("--devices", self.devices, 1)
         check_range("--steps", self.steps, 1)
         check_range("--epochs", self.epochs, 0, open_low=True)

@@ -154,6 +154,7 @@ class Loop:
         clip: float | None = None,
         scheduler: Any = None,
         around: contextlib.AbstractContextManager[Any] | None = None,
+        observe: Callable[[], Metrics] | None = None,
     ) -> dict[str, Tensor | float]:
         """The usual step of a task with one loss: forward, backward, clip, update.
 
@@ -169,6 +170,7 @@ class Loop:
             clip: largest gradient norm.
             scheduler: stepped after the optimiser.
             around: a context entered around all micro-batches of the step.
+            observe: called between backward and update, while gradients are there; returns metrics.
         """
         optimizers = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
         pieces = split_batch(batch, self.config.accumulate)
@@ -187,6 +189,8 @@ class Loop:
         if clip is not None:
             parameters = itertools.chain.from_iterable(g["params"] for o in optimizers for g in o.param_groups)
             totals["gradient_norm"] = self.accelerator.clip_grad_norm_(list(parameters), clip)  # pyright: ignore
+        if observe is not None:
+            totals |= observe()
         for each in optimizers:
             each.step()
             each.zero_grad()

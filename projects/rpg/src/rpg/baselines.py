@@ -113,9 +113,14 @@ def narrow_host(
 
 
 def _factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The closest product of rank q to a matrix [out, in], as [out, q] and [q, in] of equal norms (Eckart-Young)."""
+    """The closest product of rank q to a matrix [out, in] up to a factor, as [out, q] and [q, in] of equal norms.
+
+    The factor keeps the matrix's norm: a random matrix loses most of its energy with its small singular values, and
+    a network of such layers would start with vanishing outputs.
+    """
     u, s, vh = torch.linalg.svd(weight, full_matrices=False)
-    root = s[:rank].sqrt()
+    kept = s[:rank]
+    root = (kept * (s.norm() / kept.norm().clamp_min(torch.finfo(s.dtype).tiny))).sqrt()
     return u[:, :rank] * root, root[:, None] * vh[:rank]
 
 

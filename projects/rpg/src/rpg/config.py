@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from rpg.data.names import DATA, DataName
 from rpg.hosts.names import HOSTS, SCOPES, HostName, Scope
@@ -28,6 +28,11 @@ LR_SCALES: tuple[LrScale, ...] = get_args(LrScale)
 class TrainConfig(RunConfig):
     """One training run."""
 
+    exclusive: ClassVar[tuple[tuple[str, ...], ...]] = (
+        *RunConfig.exclusive,
+        ("compression", "dof_ratio", "ring_size"),
+    )
+
     data: DataName = "mnist5k"
     """Data set; mnist5k and digits are embedded, the others lie under --data-root."""
     host: HostName = "patch-resnet"
@@ -35,7 +40,7 @@ class TrainConfig(RunConfig):
     method: Method = "rpg"
     """How the host's weights are parameterised: rpg, or a baseline of the same number of free parameters."""
     compression: float | None = None
-    """Generated weights per ring number, N/M. Default 8. One of --compression, --dof-ratio, --ring-size."""
+    """Generated weights per ring number, N/M. Default 8. One of this, --dof-ratio, --ring-size."""
     dof_ratio: float | None = None
     """M/N, in (0, 1]."""
     ring_size: int | None = None
@@ -94,10 +99,6 @@ class TrainConfig(RunConfig):
             ("--augment", self.augment, AUGMENTS),
         ):
             check_choice(flag, value, valid)
-        given = [name for name in ("compression", "dof_ratio", "ring_size") if getattr(self, name) is not None]
-        if len(given) > 1:
-            flags = " and ".join("--" + name.replace("_", "-") for name in given)
-            raise UserError(flags, [getattr(self, name) for name in given], "one of them: each sets the ring's size")
         check_range("--compression", self.compression, 1)
         check_range("--dof-ratio", self.dof_ratio, 0, 1, open_low=True)
         check_range("--ring-size", self.ring_size, 1)
@@ -145,10 +146,12 @@ def _literal(text: str) -> int | float | bool | str:
     return text
 
 
-_CPU = TrainConfig(steps=600, device="auto", data="mnist5k", host="patch-resnet", compression=8.0, lr=0.1)
+_CPU = TrainConfig(steps=500, device="auto", data="mnist5k", host="patch-resnet", compression=8.0, lr=0.1)
 TRAIN_PRESETS: dict[str, TrainConfig] = {
     "cpu": _CPU,
-    "smoke": replace(_CPU, preset="smoke", data="digits", host="mlp", recipe="adam", lr=3e-3, ring_lr=3e-2, steps=120),
+    "smoke": replace(
+        _CPU, preset="smoke", data="digits", host="mlp", recipe="adam", lr=3e-3, ring_lr=6e-2, ring_init="unit", steps=120,
+    ),
     "gpu": TrainConfig(
         preset="gpu", data="cifar10", host="resnet18", compression=5.0, recipe="onecycle", lr=0.1, epochs=30,
         batch_size=256, augment="crop-flip",

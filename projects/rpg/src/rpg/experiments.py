@@ -28,7 +28,7 @@ SEEDS = {"smoke": 1, "cpu": 3, "gpu": 2, "paper": 1}
 
 def perceptron_cells(data: str, steps: int, rings: Sequence[int], rates: Sequence[float]) -> dict[str, dict[str, Any]]:
     """Experiment A on one data set: name -> fields of `TrainConfig`."""
-    base = {"data": data, "host": "mlp", "recipe": "adam", "steps": steps, "batch_size": 128, "ring_init": "fan_in"}
+    base = {"data": data, "host": "mlp", "recipe": "adam", "steps": steps, "batch_size": 128, "ring_init": "unit"}
     cells: dict[str, dict[str, Any]] = {}
     for plan, sizes in (("even", rings), ("reuse", [size for size in REUSED if size in rings])):
         for size in sizes:
@@ -116,6 +116,9 @@ class RpgStudy(Study):
             planned = resnet_cells()
         else:
             planned = paper_cells()
+        for fields in planned.values():
+            if "steps" in fields:  # held-out metrics are wanted at the end only
+                fields["eval_every"] = fields["steps"]
         seeds = range(config.seeds or SEEDS[config.preset])
         cells = [Cell(name, fields, seed) for name, fields in planned.items() for seed in seeds]
         # Long cells first, so that no core waits for the last of them.

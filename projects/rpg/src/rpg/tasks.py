@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rpg.analysis import mean_absolute_cosine
 from rpg.baselines import RandomSubspace, pruning_rounds
 from rpg.config import TrainConfig
-from rpg.data import ImageData, load
+from rpg.data.images import ImageData, load
 from rpg.data.augment import augmentation, normalise
 from rpg.data.names import DENSE, POSE
 from rpg.hosts.hourglass import Hourglass, decode, heatmaps, intermediate_loss, pckh
@@ -62,7 +62,7 @@ class NetworkTask(Task):
     def start(self, loop: Loop) -> None:
         self.loop, self.device = loop, loop.device
         self.network = self.make_network()
-        self.module = self.network.module.to(self.device)
+        self.module = self.network.module.to(self.device, memory_format=torch.channels_last)  # pyright: ignore
         defaults = DEFAULTS[self.config.recipe]
         self.lr = self.config.lr if self.config.lr is not None else defaults.lr
         decay = self.config.weight_decay if self.config.weight_decay is not None else defaults.weight_decay
@@ -97,11 +97,17 @@ class NetworkTask(Task):
             model=self.trained,
             scheduler=self.schedule,
             around=self.model.accumulating() if whole and self.model is not None else None,
+            observe=self._ring_gradient if rings else None,
         )
         metrics["lr"] = lr
         if rings:
             metrics |= self._ring_metrics(before)
         return metrics
+
+    def _ring_gradient(self) -> dict[str, Tensor]:
+        assert self.model is not None
+        gradients = [ring.grad for ring in self.model.ring_parameters() if ring.grad is not None]
+        return {"ring_gradient_norm": torch.cat(gradients).norm()} if gradients else {}
 
     def _make_schedule(self) -> None:
         self.schedule = make_schedule(self.config.recipe, self.optimizer, self.loop.total)
@@ -150,9 +156,6 @@ class NetworkTask(Task):
             with torch.no_grad():
                 metrics["mean_abs_cosine"] = mean_absolute_cosine(model.weights())
             metrics["generation_ms"] = self.generation_milliseconds()
-            gradients = [ring.grad for ring in model.ring_parameters() if ring.grad is not None]
-            if gradients:
-                metrics["ring_gradient_norm"] = torch.cat(gradients).norm()
         self.module.train()
         return metrics
 
@@ -248,7 +251,8 @@ class Images(NetworkTask):
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cuda" and x.dim() == 4 else x
+    # A quarter less time a step on the CPU, more on tensor cores.
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 class Folders(Images):
@@ -313,7 +317,7 @@ class Pose(NetworkTask):
 
     def loss(self, batch: Any) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         x, keypoints, visible = batch
-        maps = self.trained(x.float() / 255)  # [B, S, J, h, w]
+        maps = self.trained(_channels_last(x.float() / 255))  # [B, S, J, h, w]
         target = heatmaps(keypoints, maps.shape[-1], 1.0, self.stride)
         return intermediate_loss(maps * visible[:, None, :, None, None], target * visible[:, :, None, None]), {}
 
@@ -348,7 +352,7 @@ class Dense(NetworkTask):
 
     def loss(self, batch: Any) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         x, depth, normals, valid = batch
-        out = self.trained(x.float() / 255)
+        out = self.trained(_channels_last(x.float() / 255))
         parts = depth_l1(out["depth"], depth, valid), normals_cosine(out["normals"], normals, valid)
         return parts[0] + parts[1], {"depth_loss": parts[0], "normals_loss": parts[1]}
 
@@ -361,7 +365,7 @@ class Dense(NetworkTask):
         depth, angle, count = 0.0, 0.0, 0
         for pieces in zip(*(part.split(64) for part in parts), strict=True):
             x, truth, normals, valid = (piece.to(self.device) for piece in pieces)
-            out = self.module(x.float() / 255)
+            out = self.module(_channels_last(x.float() / 255))
             depth += len(x) * float(depth_l1(out["depth"], truth, valid))
             angle += len(x) * float(normals_degrees(out["normals"], normals, valid))
             count += len(x)

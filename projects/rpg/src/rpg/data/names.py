@@ -1,4 +1,4 @@
-"""Names of the data sets, one line each, and whether one is at hand. Imports no torch, so that `--help` can list them."""
+"""Names of the data sets, one line each, and whether one is at hand. Imports no torch: `--help` lists them."""
 
 from __future__ import annotations
 
