@@ -86,12 +86,13 @@ def test_low_rank_fits_its_budget_and_is_maximal_on_the_grid():
     assert parameter_count(host) == parameter_count(make_host("patch-resnet"))  # the host is left alone
 
 
-def test_low_rank_start_is_the_closest_kernel():
+def test_low_rank_start_is_the_closest_kernel_at_the_norm_of_the_dense_one():
     conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=True)
     reduced = low_rank(nn.Sequential(conv), fraction=0.5)[0][0]  # pyright: ignore
     product = reduced[1].weight.flatten(1) @ reduced[0].weight.flatten(1)
     s = torch.linalg.svdvals(conv.weight.flatten(1))
-    error = (product - conv.weight.flatten(1)).norm()
+    torch.testing.assert_close(product.norm(), s.norm())
+    error = (product * (s[:3].norm() / s.norm()) - conv.weight.flatten(1)).norm()
     torch.testing.assert_close(error, s[3:].norm())
     assert reduced(torch.randn(1, 4, 8, 8)).shape == (1, 6, 4, 4)
 

@@ -78,6 +78,8 @@ def test_the_step_of_the_weights_is_read_off_the_ring_alone(tmp_path: Path) -> N
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_within_the_budget_of_the_ring(method: Any) -> None:
     config = replace(SMOKE, method=method, steps=120, host="mlp")
+    if method == "low-rank":  # the classifier is left with rank 1, and learns slowly
+        config = replace(config, lr=1e-2)
     values = measure(config)
     ring = measure(replace(config, method="rpg", steps=1))
     if method != "vanilla":

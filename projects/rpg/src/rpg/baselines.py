@@ -127,7 +127,7 @@ def _factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 class LowRankConv2d(nn.Sequential):
     """k x k convolution to q channels, then 1x1 to the outputs: a kernel [out, in*k*k] of rank q.
 
-    Starts as the closest such kernel to the convolution it replaces.
+    Starts as the closest such kernel to the convolution it replaces, at that one's norm.
     """
 
     def __init__(self, dense: nn.Conv2d, rank: int) -> None:

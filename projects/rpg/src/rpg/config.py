@@ -150,7 +150,8 @@ _CPU = TrainConfig(steps=500, device="auto", data="mnist5k", host="patch-resnet"
 TRAIN_PRESETS: dict[str, TrainConfig] = {
     "cpu": _CPU,
     "smoke": replace(
-        _CPU, preset="smoke", data="digits", host="mlp", recipe="adam", lr=3e-3, ring_lr=6e-2, ring_init="unit", steps=120,
+        _CPU, preset="smoke", data="digits", host="mlp", recipe="adam", lr=3e-3, ring_lr=6e-2, ring_init="unit",
+        steps=120,
     ),
     "gpu": TrainConfig(
         preset="gpu", data="cifar10", host="resnet18", compression=5.0, recipe="onecycle", lr=0.1, epochs=30,

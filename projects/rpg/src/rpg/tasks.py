@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from rpg.analysis import mean_absolute_cosine
 from rpg.baselines import RandomSubspace, pruning_rounds
 from rpg.config import TrainConfig
-from rpg.data.images import ImageData, load
 from rpg.data.augment import augmentation, normalise
+from rpg.data.images import ImageData, load
 from rpg.data.names import DENSE, POSE
 from rpg.hosts.hourglass import Hourglass, decode, heatmaps, intermediate_loss, pckh
 from rpg.hosts.multitask import depth_l1, normals_cosine, normals_degrees

@@ -170,9 +170,9 @@ def mpii(root: Path, size: int = 256, *, max_train: int | None = None, max_test:
     """MPII: `mpii/annotations.json` and `mpii/images/` under the data root.
 
     The annotations are a list of people, as common conversions of the original Matlab file have them: `image` (file
-    name), `center` [x, y], `scale` (person height / 200 pixels), `joints` (16 pairs), `joints_vis` (16), optional `headbox`
-    [x1, y1, x2, y2], and `split` (`train` or `valid`; or `isValidation`). Each person is cut out as a square of
-    scale * 250 pixels and resized to `size`.
+    name), `center` [x, y], `scale` (person height / 200 pixels), `joints` (16 pairs), `joints_vis` (16), optional
+    `headbox` [x1, y1, x2, y2], and `split` (`train` or `valid`; or `isValidation`). Each person is cut out as a
+    square of scale * 250 pixels and resized to `size`.
 
     Raises:
         UserError: missing files, an annotation without a field it needs; with its number.

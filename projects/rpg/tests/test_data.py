@@ -1,0 +1,467 @@
+"""Data: every layout on disk, batched augmentation against one image at a time, exact geometry, refusals with paths."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rpg.data import files
+from rpg.data.augment import PAD, augmentation, crop, flip, normalise
+from rpg.data.corruptions import CORRUPTIONS, corrupt, gaussian_blur
+from rpg.data.dense import cast, load_dense, normals_of, rooms
+from rpg.data.folder import imagefolder
+from rpg.data.images import balanced, image_shape, load
+from rpg.data.names import DATA, DENSE, DESCRIPTIONS, PLACES, POSE, SHAPES, present
+from rpg.data.pose import JOINTS, load_pose, stick_figures
+from shared.config import UserError
+
+NOWHERE = Path("/nowhere")
+STREAM = np.random.default_rng(0)
+
+
+def pixels(*shape: int) -> np.ndarray:
+    return STREAM.integers(0, 256, shape, dtype=np.uint8)
+
+
+# -- embedded ----------------------------------------------------------------------------------------------------
+
+
+def test_embedded_digits_are_split_by_class() -> None:
+    data = load("mnist5k", NOWHERE)
+    assert data.x_train.shape == (4000, 1, 28, 28)
+    assert data.x_test.shape == (1000, 1, 28, 28)
+    assert data.y_train.bincount().tolist() == [400] * 10
+    assert data.y_test.bincount().tolist() == [100] * 10
+    train = {image.numpy().tobytes() for image in data.x_train}
+    assert not train & {image.numpy().tobytes() for image in data.x_test}
+    small = load("digits", NOWHERE)
+    assert small.x_train.shape[1:] == (1, 8, 8)
+    assert len(small.x_train) + len(small.x_test) == 1797
+
+
+@pytest.mark.parametrize("name", ["mnist5k", "digits"])
+def test_normalised_training_images_have_mean_0_and_deviation_1(name: Any) -> None:
+    data = load(name, NOWHERE)
+    x = normalise(data.x_train, data)
+    assert float(x.mean()) == pytest.approx(0, abs=1e-4)
+    assert float(x.std()) == pytest.approx(1, abs=1e-3)
+
+
+def test_every_name_has_a_line_a_shape_and_a_place() -> None:
+    assert set(DESCRIPTIONS) == set(SHAPES) == set(DATA)
+    for name in DATA:
+        assert present(name, NOWHERE) is (name not in PLACES)
+
+
+@pytest.mark.parametrize("name", ["mnist5k", "digits"])
+def test_shape_is_known_without_loading(name: Any) -> None:
+    data = load(name, NOWHERE)
+    assert image_shape(name) == (data.x_train.shape[1], data.x_train.shape[-1], len(data.classes))
+
+
+def test_subset_is_even_over_classes_and_follows_the_seed() -> None:
+    data = load("mnist5k", NOWHERE, max_train=205, max_test=50, seed=1)
+    counts = data.y_train.bincount()
+    assert int(counts.sum()) == 205
+    assert int(counts.max() - counts.min()) == 1
+    assert data.y_test.bincount().tolist() == [5] * 10
+    labels = np.repeat(np.arange(4), 50)
+    assert not np.array_equal(balanced(labels, 20, 0, "-"), balanced(labels, 20, 1, "-"))
+    assert np.array_equal(balanced(labels, 20, 0, "-"), balanced(labels, 20, 0, "-"))
+    with pytest.raises(UserError, match="at most the 4000"):
+        load("mnist5k", NOWHERE, max_train=4001)
+
+
+# -- layouts on disk -----------------------------------------------------------------------------------------------
+
+
+def idx(array: np.ndarray) -> bytes:
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return b"\x00\x00\x08" + bytes([array.ndim]) + sizes + array.astype(np.uint8).tobytes()
+
+
+def write_mnist(root: Path, zipped: bool = False) -> dict[str, np.ndarray]:
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    arrays = {
+        "train-images-idx3-ubyte": pixels(20, 28, 28),
+        "train-labels-idx1-ubyte": np.arange(20) % 10,
+        "t10k-images-idx3-ubyte": pixels(10, 28, 28),
+        "t10k-labels-idx1-ubyte": np.arange(10),
+    }
+    for name, array in arrays.items():
+        content = idx(array)
+        (folder / (name + ".gz" * zipped)).write_bytes(gzip.compress(content) if zipped else content)
+    return arrays
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_mnist_is_read_as_torchvision_reads_it(tmp_path: Path, zipped: bool) -> None:
+    arrays = write_mnist(tmp_path, zipped)
+    data = load("mnist", tmp_path)
+    assert torch.equal(data.x_train[:, 0], torch.from_numpy(arrays["train-images-idx3-ubyte"]))
+    assert data.y_test.tolist() == list(range(10))
+    if not zipped:
+        from torchvision.datasets import MNIST
+
+        theirs = MNIST(str(tmp_path), train=True)
+        assert torch.equal(data.x_train[:, 0], theirs.data)
+        assert torch.equal(data.y_train, theirs.targets)
+
+
+def test_damaged_idx_is_refused_with_its_path(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    path = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte.*bytes for shape \(20, 28, 28\)"):
+        load("mnist", tmp_path)
+    path.write_bytes(b"junk, not idx")
+    with pytest.raises(UserError, match="idx file"):
+        load("mnist", tmp_path)
+    (tmp_path / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").unlink()
+    path.write_bytes(idx(pixels(20, 28, 28)))
+    with pytest.raises(UserError, match="t10k-labels"):
+        load("mnist", tmp_path)
+
+
+def write_cifar(root: Path) -> np.ndarray:
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    images = pixels(20, 3, 32, 32)
+    for number in range(1, 3):
+        half = images[10 * (number - 1) : 10 * number].reshape(10, -1)
+        batch = {b"data": half, b"labels": list(range(10)), b"filenames": [b"x"] * 10}
+        (folder / f"data_batch_{number}").write_bytes(pickle.dumps(batch, protocol=2))
+    test = {b"data": pixels(10, 3072), b"labels": list(range(10))}
+    (folder / "test_batch").write_bytes(pickle.dumps(test, protocol=2))
+    meta = {b"label_names": [f"class {i}".encode() for i in range(10)]}
+    (folder / "batches.meta").write_bytes(pickle.dumps(meta, protocol=2))
+    return images
+
+
+def test_cifar_archive_is_read_in_order(tmp_path: Path) -> None:
+    images = write_cifar(tmp_path)
+    data = load("cifar10", tmp_path)
+    assert torch.equal(data.x_train, torch.from_numpy(images))
+    assert data.classes[3] == "class 3"
+    assert data.label == "CIFAR-10"
+
+
+class Hostile:
+    def __init__(self, target: Path) -> None:
+        self.target = str(target)
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path(self.target),))
+
+
+def test_hostile_archive_runs_no_code(tmp_path: Path) -> None:
+    write_cifar(tmp_path)
+    marker = tmp_path / "owned"
+    evil = pickle.dumps({b"data": Hostile(marker), b"labels": []}, protocol=2)
+    (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(evil)
+    with pytest.raises(UserError, match=r"test_batch.*\n.*wants to call"):
+        load("cifar10", tmp_path)
+    assert not marker.exists()
+    pickle.loads(evil)
+    assert marker.exists(), "the control: plain pickle does run it"
+
+
+def test_damaged_archives_are_refused_with_their_path(tmp_path: Path) -> None:
+    write_cifar(tmp_path)
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_2"
+    content = path.read_bytes()
+    path.write_bytes(content[:-100])
+    with pytest.raises(UserError, match="data_batch_2"):
+        load("cifar10", tmp_path)
+    path.write_bytes(pickle.dumps({b"data": pixels(10, 100), b"labels": []}, protocol=2))
+    with pytest.raises(UserError, match="3 x 32 x 32"):
+        load("cifar10", tmp_path)
+
+
+def test_npz_names_what_is_missing_or_misshapen(tmp_path: Path) -> None:
+    arrays = {"x_train": pixels(20, 32, 32, 3), "y_train": np.arange(20) % 10}
+    arrays |= {"x_test": pixels(10, 32, 32, 3), "y_test": np.arange(10)}
+    path = tmp_path / "cifar10.npz"
+    np.savez(path, **arrays)
+    data = load("cifar10", tmp_path)
+    assert data.x_train.shape == (20, 3, 32, 32)
+    assert data.x_train[3, 2, 5, 7] == arrays["x_train"][3, 5, 7, 2]
+    assert data.label == "CIFAR-10 subset 20/10"
+    np.savez(path, **{**arrays, "x_test": pixels(10, 32, 32)})
+    with pytest.raises(UserError, match=r"x_test.*\[10, H, W, 3\]"):
+        load("cifar10", tmp_path)
+    np.savez(path, x_train=arrays["x_train"])
+    with pytest.raises(UserError, match="y_train"):
+        load("cifar10", tmp_path)
+    path.write_bytes(b"PK junk")
+    with pytest.raises(UserError, match="undamaged"):
+        load("cifar10", tmp_path)
+
+
+def write_tree(root: Path, suffix: str = "png", classes: int = 2) -> Path:
+    for part in ("train", "test"):
+        for number in range(classes):
+            folder = root / "cifar10" / part / f"c{number}"
+            folder.mkdir(parents=True)
+            for image in range(3):
+                Image.fromarray(pixels(32, 32, 3)).save(folder / f"{image}.{suffix}")
+    return root / "cifar10"
+
+
+@pytest.mark.parametrize(("suffix", "label"), [("png", "CIFAR-10"), ("jpg", "CIFAR-10 (JPEG)")])
+def test_folders_of_images_say_whether_they_are_lossy(tmp_path: Path, suffix: str, label: str) -> None:
+    tree = write_tree(tmp_path, suffix)
+    data = load("cifar10", tmp_path)
+    assert (data.label, data.classes, len(data.x_train)) == (label, ("c0", "c1"), 6)
+    first = np.asarray(Image.open(tree / "train" / "c0" / f"0.{suffix}"))
+    assert torch.equal(data.x_train[0], torch.from_numpy(first.copy()).permute(2, 0, 1))
+
+
+def test_bad_folders_are_refused_with_the_path(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path)
+    Image.fromarray(pixels(32, 32)).save(tree / "train" / "c1" / "0.png")
+    with pytest.raises(UserError, match=r"c1/0\.png.*32 x 32 x 3"):
+        load("cifar10", tmp_path)
+    Image.fromarray(pixels(16, 32, 3)).save(tree / "train" / "c1" / "0.png")
+    with pytest.raises(UserError, match=r"(?s)c1/0\.png.*\(16, 32, 3\)"):
+        load("cifar10", tmp_path)
+    (tree / "train" / "c1" / "0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="readable"):
+        load("cifar10", tmp_path)
+    (tree / "test" / "c2").mkdir()
+    with pytest.raises(UserError, match=r"(?s)same classes.*c2"):
+        load("cifar10", tmp_path)
+
+
+def test_missing_data_say_what_to_put_where(tmp_path: Path) -> None:
+    for name in ("mnist", "fashion", "cifar10", "cifar100"):
+        with pytest.raises(UserError, match=f"(?s){tmp_path}.*--data-root"):
+            load(name, tmp_path)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="did you mean 'mnist"):
+        load("minst", tmp_path)  # pyright: ignore[reportArgumentType]
+
+
+def test_sprite_is_cut_into_its_tiles(tmp_path: Path) -> None:
+    whole = pixels(840, 840)
+    Image.fromarray(whole).save(tmp_path / "fashion-mnist-sprite.png")
+    x, y = files.sprite(tmp_path / "fashion-mnist-sprite.png")
+    assert np.array_equal(x[31, 0], whole[28:56, 28:56])
+    assert np.bincount(y).tolist() == [90] * 10
+    assert y[89] == 0
+    assert y[90] == 1
+    assert load("fashion", tmp_path).label.startswith("Fashion-MNIST sprite")
+
+
+def test_image_folders_go_through_the_usual_crops(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.fromarray(pixels(40, 50, 3)).save(tmp_path / part / name / "0.png")
+    data = imagefolder(tmp_path, size=32)
+    assert data.train[0][0].shape == data.test[1][0].shape == (3, 32, 32)
+    assert data.test[1][1] == 1
+    (tmp_path / "val" / "c").mkdir()
+    with pytest.raises(UserError, match=r"(?s)same classes.*c"):
+        imagefolder(tmp_path)
+
+
+# -- augmentation --------------------------------------------------------------------------------------------------
+
+
+def test_batched_crop_is_the_crop_of_each_image() -> None:
+    x = torch.from_numpy(pixels(16, 3, 12, 12))
+    batched = crop(x, torch.Generator().manual_seed(3))
+    shifts = torch.randint(0, 2 * PAD + 1, (2, 16), generator=torch.Generator().manual_seed(3))
+    padded = torch.nn.functional.pad(x, (PAD,) * 4)
+    for image, (down, right) in enumerate(shifts.T.tolist()):
+        assert torch.equal(batched[image], padded[image, :, down : down + 12, right : right + 12])
+
+
+def test_batched_flip_mirrors_about_half() -> None:
+    x = torch.from_numpy(pixels(400, 1, 4, 4))
+    flipped = flip(x, torch.Generator().manual_seed(0))
+    mirrored = (flipped == x.flip(3)).all(3).all(2).all(1)
+    kept = (flipped == x).all(3).all(2).all(1)
+    assert bool((mirrored | kept).all())
+    assert 150 < int(mirrored.sum()) < 250
+
+
+@pytest.mark.parametrize("kind", ["none", "flip", "crop-flip"])
+def test_augmentation_is_a_function_of_its_generator_alone(kind: str) -> None:
+    data = load("digits", NOWHERE)
+    apply = augmentation(kind, data)
+    batch = (data.x_train[:32], data.y_train[:32])
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    one, two = (apply(batch, torch.Generator().manual_seed(5))[0] for _ in range(2))
+    assert torch.equal(one, two)
+    assert torch.equal(torch.get_rng_state(), before)
+    other = apply(batch, torch.Generator().manual_seed(6))[0]
+    assert torch.equal(one, other) is (kind == "none")
+
+
+@pytest.mark.parametrize("kind", CORRUPTIONS)
+def test_corruption_grows_with_severity_and_follows_the_seed(kind: str) -> None:
+    x = load("mnist5k", NOWHERE).x_test[:50]
+    change = [float((corrupt(x, kind, severity).float() - x.float()).abs().mean()) for severity in (1, 3, 5)]
+    assert change == sorted(change)
+    assert change[0] > 0
+    assert torch.equal(corrupt(x, kind, 3, seed=1), corrupt(x, kind, 3, seed=1))
+
+
+def test_blur_is_the_convolution_that_scipy_computes() -> None:
+    from scipy import ndimage
+
+    x = torch.rand(2, 3, 16, 16)
+    theirs = ndimage.gaussian_filter(x.numpy(), (0, 0, 1.2, 1.2), mode="nearest", radius=(0, 0, 4, 4))
+    assert gaussian_blur(x, 1.2).numpy() == pytest.approx(theirs, abs=1e-5)
+
+
+# -- pose ------------------------------------------------------------------------------------------------------------
+
+
+def test_stick_figures_lie_inside_with_a_head_and_follow_the_seed() -> None:
+    images, joints, visible, head = stick_figures(40, seed=3)
+    assert images.shape == (40, 3, 64, 64)
+    assert images.dtype == torch.uint8
+    assert joints.shape == (40, len(JOINTS), 2)
+    assert float(joints.min()) >= 0
+    assert float(joints.max()) < 64
+    torch.testing.assert_close(head, (joints[:, 13] - joints[:, 12]).norm(dim=1))
+    assert float(head.min()) > 2
+    assert torch.equal(visible, torch.ones(40, 14))
+    assert torch.equal(stick_figures(40, seed=3)[0], images)
+    assert not torch.equal(stick_figures(40, seed=4)[0], images)
+
+
+def test_synthetic_data_are_called_synthetic() -> None:
+    assert "synthetic" in load_pose("stick", NOWHERE, max_train=4, max_test=4).label
+    assert "synthetic" in load_dense("rooms", NOWHERE, max_train=2, max_test=2).label
+    assert set(POSE) & set(DENSE) == set()
+
+
+def write_mpii(root: Path) -> list[dict[str, Any]]:
+    (root / "mpii" / "images").mkdir(parents=True)
+    people = []
+    for number, split in enumerate(("train", "train", "valid")):
+        picture = np.zeros((300, 400, 3), np.uint8)
+        picture[120:124, 200:204] = 255
+        Image.fromarray(picture).save(root / "mpii" / "images" / f"{number}.png")
+        person = {"image": f"{number}.png", "center": [200, 150], "scale": 0.8, "split": split}
+        person |= {"joints": [[202, 122]] * 16, "joints_vis": [1] * 15 + [0], "headbox": [190, 110, 220, 150]}
+        people.append(person)
+    (root / "mpii" / "annotations.json").write_text(json.dumps(people))
+    return people
+
+
+def test_mpii_people_are_cut_out_with_their_joints(tmp_path: Path) -> None:
+    write_mpii(tmp_path)
+    data = load_pose("mpii", tmp_path)
+    assert len(data.x_train) == 2
+    assert len(data.x_test) == 1
+    x, y = data.keypoints_train[0, 0].tolist()
+    # The square is 200 pixels wide from (100, 50), resized to 256.
+    assert (x, y) == pytest.approx((102 * 1.28, 72 * 1.28))
+    assert data.x_train[0, 0, round(y), round(x)] > 100
+    assert data.visible_train[0].tolist() == [1.0] * 15 + [0.0]
+    assert float(data.head_train[0]) == pytest.approx(0.6 * 50 * 1.28)
+
+
+def test_mpii_refuses_by_path_or_number(tmp_path: Path) -> None:
+    people = write_mpii(tmp_path)
+    del people[1]["scale"]
+    path = tmp_path / "mpii" / "annotations.json"
+    path.write_text(json.dumps(people))
+    with pytest.raises(UserError, match=r"annotation 1.*no scale"):
+        load_pose("mpii", tmp_path)
+    write = json.dumps([{**people[0], "image": "gone.png"}, {**people[2]}])
+    path.write_text(write)
+    with pytest.raises(UserError, match=r"gone\.png"):
+        load_pose("mpii", tmp_path)
+    path.write_text("{")
+    with pytest.raises(UserError, match="JSON"):
+        load_pose("mpii", tmp_path)
+
+
+# -- depth and normals -----------------------------------------------------------------------------------------------
+
+
+def test_normals_of_a_plane_are_its_normal() -> None:
+    rows, columns = np.mgrid[0:8, 0:8].astype(float)
+    normal = normals_of(0.5 * columns - 0.25 * rows + 3)
+    expected = np.array([-0.5, 0.25, 1.0]) / np.linalg.norm([0.5, 0.25, 1.0])
+    assert normal == pytest.approx(np.broadcast_to(expected[:, None, None], (3, 8, 8)), abs=1e-6)
+
+
+def test_rays_meet_the_walls_of_a_box_where_geometry_says() -> None:
+    low, high = np.array([-1.0, -2.0, -3.0]), np.array([4.0, 5.0, 6.0])
+    rays = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 1.0], [-1.0, 0.0, 0.1], [0.0, 1.0, 1.0]])
+    distance, face, point = cast(rays, low, high)
+    assert distance.tolist() == [6.0, 4.0, 1.0, 5.0]
+    assert face.tolist() == [5, 1, 0, 3]
+    assert point.tolist() == [[0, 0, 6], [4, 0, 4], [-1, 0, 0.1], [0, 5, 5]]
+
+
+def test_rooms_have_normals_that_their_depth_implies() -> None:
+    images, depth, normals, valid = rooms(6, seed=2)
+    assert images.dtype == np.uint8
+    assert valid.all()
+    assert np.linalg.norm(normals, axis=1) == pytest.approx(np.ones((6, 64, 64)), abs=1e-5)
+    half = np.tan(np.deg2rad(35.0))
+    u, v = np.meshgrid(np.linspace(-half, half, 64), np.linspace(-half, half, 64))
+    for room in range(6):
+        points = depth[room, 0, ..., None] * 10 * np.stack([u, v, np.ones_like(u)], -1)
+        across = np.cross(points[:, 1:][:-1] - points[:, :-1][:-1], points[1:, :-1] - points[:-1, :-1])
+        across /= np.linalg.norm(across, axis=-1, keepdims=True)
+        facing = across * np.array([1.0, 1.0, -1.0])
+        facing *= np.sign((facing * normals[room].transpose(1, 2, 0)[:-1, :-1]).sum(-1, keepdims=True))
+        error = np.abs(facing - normals[room].transpose(1, 2, 0)[:-1, :-1]).max(-1)
+        assert np.mean(error < 1e-3) > 0.9  # all but pixels where two walls meet
+
+
+def test_stereo_crops_are_real_split_by_place_and_masked() -> None:
+    data = load_dense("stereo", NOWHERE, max_train=12, max_test=6)
+    assert data.x_train.shape == (12, 3, 64, 64)
+    assert data.depth_train.shape == data.valid_train.shape == (12, 1, 64, 64)
+    assert 0.3 <= float(data.valid_train.float().mean()) < 1.0
+    assert float(data.depth_train[data.valid_train].min()) > 0
+    assert float(data.depth_train.max()) <= 1.0
+
+
+def write_triples(root: Path) -> Path:
+    for part in ("train", "test"):
+        for kind in ("rgb", "depth", "normals"):
+            (root / "triples" / part / kind).mkdir(parents=True)
+        for number in range(2):
+            name = f"{number}.png"
+            Image.fromarray(pixels(64, 64, 3)).save(root / "triples" / part / "rgb" / name)
+            deep = np.full((64, 64), 32768, np.uint16)
+            deep[:8] = 0
+            Image.fromarray(deep).save(root / "triples" / part / "depth" / name)
+            facing = np.broadcast_to(np.array([128, 128, 255], np.uint8), (64, 64, 3))
+            Image.fromarray(facing).save(root / "triples" / part / "normals" / name)
+    return root / "triples"
+
+
+def test_triples_mask_unknown_depth_and_refuse_by_path(tmp_path: Path) -> None:
+    folder = write_triples(tmp_path)
+    data = load_dense("triples", tmp_path)
+    assert float(data.valid_train.float().mean()) == pytest.approx(56 / 64)
+    assert float(data.depth_train.max()) == pytest.approx(0.5, abs=1e-4)
+    assert float(data.normals_test[:, 2].min()) > 0.99
+    (folder / "train" / "normals" / "1.png").unlink()
+    with pytest.raises(UserError, match=r"normals/1\.png"):
+        load_dense("triples", tmp_path)
+    Image.fromarray(pixels(64, 64, 3)).save(folder / "train" / "normals" / "1.png")
+    Image.fromarray(pixels(64, 64)).save(folder / "train" / "depth" / "1.png")
+    with pytest.raises(UserError, match="16-bit"):
+        load_dense("triples", tmp_path)
