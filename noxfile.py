@@ -48,9 +48,10 @@ def test(session: nox.Session, member: str) -> None:
     folder = FOLDERS[member]
     sync(session, "--package", member, "--group", "test")
     session.run("python", "-m", "shared.isolation", folder, "test", env=ENVIRONMENT)
-    # Tests are small: threads cost more than they give, and tests of several processes bring their own.
-    variables = {**ENVIRONMENT, "OMP_NUM_THREADS": "1" if member == "shared" else "2", "ISOLATED_MEMBER": member}
-    session.run("python", "-m", "pytest", f"{folder}/tests", "--durations=5", *session.posargs, env=variables)
+    # Tests are small: a process a core with one thread each, not one process with all threads.
+    variables = {**ENVIRONMENT, "OMP_NUM_THREADS": "1", "ISOLATED_MEMBER": member}
+    spread = ("-n", "auto", "--dist", "worksteal")
+    session.run("python", "-m", "pytest", f"{folder}/tests", *spread, "--durations=5", *session.posargs, env=variables)
 
 
 def verb(session: nox.Session, member: str, name: str) -> None:

@@ -232,7 +232,7 @@ class Batches:
         from torch.utils.data import DataLoader
 
         loader = DataLoader(
-            _Buildable(self._build),
+            _Buildable(self._build),  # pyright: ignore[reportArgumentType]
             batch_size=None,
             sampler=self._keys(),  # pyright: ignore[reportArgumentType]
             num_workers=self.workers,
