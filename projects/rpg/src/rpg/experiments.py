@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ REUSED = (300, 1000, 3000, 10000)
 NARROW = {1: 1000, 4: 3000, 12: 10000, 36: None}
 RING_RATES = (2e-2, 6e-2, 1.2e-1, 2e-1)
 OWN_RATES = (1e-3, 3e-3, 1e-2)
+PAPER_RATIOS = (2, 4, 8, 16, 64, 256, 1024)
 SEEDS = {"smoke": 1, "cpu": 3, "gpu": 2, "paper": 1}
 
 
@@ -81,16 +83,66 @@ def resnet_cells() -> dict[str, dict[str, Any]]:
     return cells
 
 
-def paper_cells() -> dict[str, dict[str, Any]]:
-    """ImageNet as published; needs the data and days of several GPUs."""
-    base = {
-        "data": "imagefolder", "recipe": "imagenet", "epochs": 225, "batch_size": 256, "augment": "none",
-        "loader_workers": 8,
-    }  # fmt: skip
-    return {
-        "imagenet resnet18 ring": {**base, "host": "resnet18", "ring_size": 2_359_296},
-        "imagenet resnet34 extreme": {**base, "host": "resnet34", "ring_size": 53_146},
-    }
+def paper_cells(root: Path) -> dict[str, dict[str, Any]]:
+    """The paper's own settings, for whatever data are at hand: CIFAR and ImageNet sweeps, the implicit model, pose,
+    depth and normals, pruning. Days of several GPUs with all data."""
+    from rpg.data.names import present
+
+    cells: dict[str, dict[str, Any]] = {}
+    cifar = {"recipe": "paper", "epochs": 200, "batch_size": 128, "augment": "crop-flip"}
+    for data in ("cifar10", "cifar100"):
+        if not present(data, root):
+            continue
+        base = {**cifar, "data": data}
+        for host in ("resnet18", "resnet34"):
+            cells[f"{data} {host} vanilla"] = {**base, "host": host, "method": "vanilla"}
+            for ratio in PAPER_RATIOS:
+                size = {**base, "host": host, "dof_ratio": 1 / ratio}
+                cells[f"{data} {host} even 1/{ratio}"] = size
+                cells[f"{data} {host} narrow 1/{ratio}"] = {**size, "method": "narrow"}
+                cells[f"{data} {host} pruned 1/{ratio}"] = {**size, "method": "pruned"}
+            # One absolute size under both hosts: is the larger one better at equal degrees of freedom?
+            cells[f"{data} {host} even M=500000"] = {**base, "host": host, "ring_size": 500_000}
+        for scope in ("stage", "block", "layer"):
+            cells[f"{data} resnet18 even 1/8 {scope}"] = {
+                **base,
+                "host": "resnet18",
+                "dof_ratio": 1 / 8,
+                "scope": scope,
+            }
+        # The multi-scale block: solved for its fixed point, or unrolled from a ring with the freedom of one block.
+        block = {**base, "host": "msblock"}
+        cells[f"{data} msblock deq"] = {**block, "method": "vanilla", "host_options": ["mode=deq"]}
+        for calls in (2, 3, 4):
+            options = {"host_options": [f"calls={calls}"], "dof_ratio": 1 / calls}
+            cells[f"{data} msblock even calls={calls}"] = {**block, **options}
+            cells[f"{data} msblock reuse calls={calls}"] = {**block, **options, "plan": "seq"}
+    if present("imagefolder", root):
+        base = {
+            "data": "imagefolder", "recipe": "imagenet", "epochs": 225, "batch_size": 256, "augment": "none",
+            "loader_workers": 8,
+        }  # fmt: skip
+        cells |= {
+            "imagenet resnet18 vanilla": {**base, "host": "resnet18", "method": "vanilla"},
+            "imagenet resnet34 vanilla": {**base, "host": "resnet34", "method": "vanilla"},
+            "imagenet resnet18 ring": {**base, "host": "resnet18", "ring_size": 2_359_296},
+            "imagenet resnet18 half": {**base, "host": "resnet18", "dof_ratio": 0.5},
+            "imagenet resnet34 half": {**base, "host": "resnet34", "dof_ratio": 0.5},
+            "imagenet resnet34 extreme": {**base, "host": "resnet34", "ring_size": 53_146},
+        }
+    adam = {"recipe": "adam", "lr": 2.5e-4, "ring_lr": 2.5e-4, "batch_size": 16}
+    if present("mpii", root):
+        base = {**adam, "data": "mpii", "host": "hourglass", "epochs": 100}
+        shape = {"host_options": ["stacks=4", "depth=4", "width=256"]}
+        cells["mpii vanilla"] = {**base, **shape, "method": "vanilla"}
+        for plan in ("even", "seq"):
+            cells[f"mpii {plan} 1/4"] = {**base, **shape, "dof_ratio": 1 / 4, "plan": plan, "scope": "subnetwork"}
+    dense = "triples" if present("triples", root) else "rooms"
+    base = {**adam, "data": dense, "host": "multitask", "epochs": 60, "lr": 1e-3, "ring_lr": 1e-3}
+    for variant in ("vanilla", "reuse", "reuse-bn"):
+        cells[f"multitask {variant}"] = {**base, "method": "vanilla", "host_options": [f"variant={variant}"]}
+    cells["multitask even"] = {**base, "dof_ratio": 1 / 2, "host_options": ["variant=rpg"]}
+    return cells
 
 
 class RpgStudy(Study):
@@ -115,7 +167,7 @@ class RpgStudy(Study):
         elif config.preset == "gpu":
             planned = resnet_cells()
         else:
-            planned = paper_cells()
+            planned = paper_cells(root)
         for fields in planned.values():
             if "steps" in fields:  # held-out metrics are wanted at the end only
                 fields["eval_every"] = fields["steps"]
@@ -170,6 +222,20 @@ class RpgStudy(Study):
             ),
             "generation-share": lambda o: o.values("resnet18 even 1/5", "generation_share"),
             "resnet18-log-r2": resnet_r2,
+            "rooms-order": partial(
+                ordered, names=("multitask vanilla", "multitask reuse", "multitask reuse-bn", "multitask even")
+            ),
+            "cifar10-depth": partial(
+                difference, left="cifar10 resnet34 even M=500000", right="cifar10 resnet18 even M=500000"
+            ),
+            "cifar10-global-minus-layer": partial(
+                difference, left="cifar10 resnet18 even 1/8", right="cifar10 resnet18 even 1/8 layer"
+            ),
+            "cifar10-half": partial(difference, left="cifar10 resnet18 vanilla", right="cifar10 resnet18 even 1/2"),
+            "cifar10-msblock": partial(difference, left="cifar10 msblock even calls=3", right="cifar10 msblock deq"),
+            "cifar10-pruned": partial(
+                difference, left="cifar10 resnet18 even 1/16", right="cifar10 resnet18 pruned 1/16"
+            ),
             "imagenet-resnet18-ring": lambda o: o.values("imagenet resnet18 ring", "accuracy"),
             "imagenet-resnet34-extreme": lambda o: o.values("imagenet resnet34 extreme", "accuracy"),
         }
@@ -183,7 +249,8 @@ class RpgStudy(Study):
             rows = [self._row(outcomes, chosen(outcomes, stem), stem.removeprefix(f"{data} mlp ")) for stem in stems]
             if rows:
                 tables[f"{title}, each method at its best learning rate"] = (columns, rows)
-        for prefix, title in (("conv", "Residual network"), ("resnet18", "ResNet-18"), ("imagenet", "ImageNet")):
+        kinds = {"conv": "Residual network", "resnet18": "ResNet-18", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+        for prefix, title in (kinds | {"imagenet": "ImageNet"}).items():
             names = [name for name in outcomes.names() if name.startswith(prefix + " ")]
             if names:
                 label = outcomes.raw(names[0])[0]["data"]
@@ -194,6 +261,12 @@ class RpgStudy(Study):
             rates = sorted({rate for row in grid.values() for rate in row})
             body = [(stem, *(f"{100 * row[r]:.1f}" if r in row else "" for r in rates)) for stem, row in grid.items()]
             tables["Mean accuracy (%) over learning rates"] = (("method", *(f"{r:g}" for r in rates)), body)
+        for prefix, metric in (("mpii", "pckh"), ("multitask", "depth_error")):
+            names = [name for name in outcomes.names() if name.startswith(prefix + " ")]
+            body = [(n, f"{outcomes.raw(n)[0]['parameters']:,}", *_numbers(outcomes.values(n, metric))) for n in names]
+            if body:
+                label = outcomes.raw(names[0])[0]["data"]
+                tables[f"{prefix} on {label}"] = (("method", "parameters", metric, "per seed"), body)
         if "conv even 1/8" in outcomes:
             kinds = {
                 "as trained": "accuracy",
@@ -221,6 +294,10 @@ class RpgStudy(Study):
 
 def _shown(values: Sequence[float]) -> tuple[str, str]:
     return f"{100 * math.fsum(values) / len(values):.1f} %", ", ".join(f"{100 * value:.1f}" for value in values)
+
+
+def _numbers(values: Sequence[float]) -> tuple[str, str]:
+    return f"{math.fsum(values) / len(values):.4f}", ", ".join(f"{value:.4f}" for value in values)
 
 
 def candidates(outcomes: Outcomes, stem: str) -> dict[float, str]:
@@ -276,6 +353,13 @@ def resnet_r2(outcomes: Outcomes) -> list[float]:
     logs = np.log10([outcomes.raw(name)[0]["ring"] for name in names])
     accuracy = np.array([outcomes.values(name, "accuracy") for name in names])
     return [float(np.corrcoef(logs, accuracy[:, seed])[0, 1] ** 2) for seed in range(accuracy.shape[1])]
+
+
+def ordered(outcomes: Outcomes, names: Sequence[str]) -> list[float]:
+    """Fraction of neighbours in the list whose depth error falls, a seed: 1 where the order is the paper's."""
+    errors = [outcomes.values(name, "depth_error") for name in names]
+    pairs = list(pairwise(errors))
+    return [sum(a[seed] > b[seed] for a, b in pairs) / len(pairs) for seed in range(len(errors[0]))]
 
 
 def learning_rates(outcomes: Outcomes) -> dict[str, dict[float, float]]:

@@ -80,7 +80,8 @@ def draw_study(outcomes: Outcomes, folder: Path) -> list[Path]:
         made.append(perceptron(outcomes, present, folder / "accuracy-vs-dof"))
     if "conv even 1/8" in outcomes and "conv vanilla" in outcomes:
         made += [bars(outcomes, folder / "plans"), afterwards(outcomes, folder / "keys-pruning-quantisation")]
-        made.append(generalisation(outcomes, folder / "train-test-gap"))
+        made += [generalisation(outcomes, folder / "train-test-gap"), convergence(outcomes, folder / "convergence")]
+        made.append(pruning_curve(outcomes, folder / "pruning"))
     if "resnet18 vanilla" in outcomes:
         made.append(resnet(outcomes, folder / "resnet18"))
     return made
@@ -152,6 +153,36 @@ def afterwards(outcomes: Outcomes, path: Path) -> Path:
         axes.axhline(0.1, color="black", linestyle=":", linewidth=1)
         axes.set_xticks(range(len(kinds)), list(kinds.values()))
         axes.set(ylabel="test accuracy", title="the residual network from a ring of an eighth; dotted: chance")
+    return path.with_suffix(".png")
+
+
+def convergence(outcomes: Outcomes, path: Path) -> Path:
+    """Training loss of the residual network under every parameterisation, mean of the seeds."""
+    with figure(path, svg=False) as (_, axes):
+        names = [name for name in outcomes.names() if name.startswith("conv ")]
+        for place, name in enumerate(names):
+            curves = [values["curve"] for values in outcomes.raw(name)]
+            steps = [step for step, _ in curves[0]]
+            means = [math.fsum(curve[i][1] for curve in curves) / len(curves) for i in range(len(steps))]
+            axes.plot(steps, means, color=COLOURS[place % len(COLOURS)], label=name.removeprefix("conv "))
+        axes.set(xlabel="step", ylabel="training loss", yscale="log", title=outcomes.raw(names[0])[0]["data"])
+        axes.legend(fontsize=7)
+    return path.with_suffix(".png")
+
+
+def pruning_curve(outcomes: Outcomes, path: Path) -> Path:
+    """Accuracy against the share of ring numbers that are pruned, without further training."""
+    from rpg.train import PRUNED_SHARES
+
+    points = [(0.0, outcomes.values("conv even 1/8", "accuracy"))]
+    points += [(share, outcomes.values("conv even 1/8", f"pruned_{share:g}_accuracy")) for share in PRUNED_SHARES]
+    again = outcomes.values("conv even 1/8", "pruned_accuracy")
+    with figure(path, svg=False) as (_, axes):
+        _band(axes, points, COLOURS[0], "pruned at once")
+        axes.plot([0.3] * len(again), again, "^", color=COLOURS[1], label="30 %, one more epoch")
+        axes.axhline(0.1, color="black", linestyle=":", linewidth=1, label="chance")
+        axes.set(xlabel="share of the ring pruned by magnitude", ylabel="test accuracy", ylim=(0, None))
+        axes.legend()
     return path.with_suffix(".png")
 
 

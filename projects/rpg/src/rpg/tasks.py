@@ -37,7 +37,7 @@ class NetworkTask(Task):
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.root = data_root(config.data_root)
-        self.before: list[Tensor] | None = None
+        self.losses: list[Tensor] = []  # of every step, on the device
 
     # subclasses -----------------------------------------------------------------------------------------------------
 
@@ -100,6 +100,8 @@ class NetworkTask(Task):
             observe=self._ring_gradient if rings else None,
         )
         metrics["lr"] = lr
+        if isinstance(loss := metrics["loss"], Tensor):
+            self.losses.append(loss)
         if rings:
             metrics |= self._ring_metrics(before)
         return metrics

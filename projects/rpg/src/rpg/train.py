@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from shared.run import RunFolder, saved_config
 
 MEMBER = "rpg"
 MODEL_FILE = "model.pt"
+PRUNED_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the curve of accuracy against pruned ring numbers
 
 
 def train(config: TrainConfig) -> int:
@@ -135,6 +137,7 @@ def measure(config: TrainConfig, afterwards: bool = False) -> dict[str, Any]:
         "data": label(task),
         "note": network.note,
         "train_seconds": summary["seconds"],
+        "curve": windows(task.losses),
     }
     if task.model is not None and summary["steps"]:
         step_ms = 1000 * summary["seconds"] / summary["steps"]
@@ -142,6 +145,15 @@ def measure(config: TrainConfig, afterwards: bool = False) -> dict[str, Any]:
     if afterwards and isinstance(task, Images):
         values |= compressed_metrics(task)
     return values
+
+
+def windows(losses: list[torch.Tensor], count: int = 50) -> list[list[float]]:
+    """Training loss as at most `count` means of equal stretches: [[step, loss], ...]."""
+    if not losses:
+        return []
+    values = torch.stack(losses).double().cpu()
+    ends = torch.linspace(0, len(values), min(count, len(values)) + 1).round().long().tolist()
+    return [[end, float(values[begin:end].mean())] for begin, end in pairwise(ends)]
 
 
 def compressed_metrics(task: Images, fraction: float = 0.3) -> dict[str, float]:
@@ -155,6 +167,10 @@ def compressed_metrics(task: Images, fraction: float = 0.3) -> dict[str, float]:
 
     wrong = with_key(model, model_key(model) + 1_000_003)
     found = {"wrong_key_accuracy": accuracy(wrong), "int8_accuracy": accuracy(quantized(model))}
+    for share in PRUNED_SHARES:
+        lighter = copy.deepcopy(model)
+        prune_ring(lighter, share)
+        found[f"pruned_{share:g}_accuracy"] = accuracy(lighter)
     pruned = copy.deepcopy(model)
     masks = prune_ring(pruned, fraction)
     found["pruned_at_once_accuracy"] = accuracy(pruned)
