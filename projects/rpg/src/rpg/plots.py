@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rpg.experiments import NARROW, RINGS, best, chosen
+from rpg.experiments import NARROW, RINGS, best, chosen, stems
 from shared.claims import Outcomes
 from shared.figures import COLOURS, figure
 from shared.metrics import read_metrics
@@ -74,17 +74,26 @@ def similarity(weights: Any, path: Path) -> Path | None:
 def draw_study(outcomes: Outcomes, folder: Path) -> list[Path]:
     """Every figure that the finished cells allow; SVGs are left to those who want them."""
     made: list[Path] = []
-    sets = {"mnist5k": "MNIST-5k", "mnist": "MNIST"}
-    present = {data: title for data, title in sets.items() if f"{data} mlp vanilla lr=0.003" in outcomes}
+    sets = {"digits": "digits", "mnist5k": "MNIST-5k", "mnist": "MNIST", "fashion": "Fashion-MNIST"}
+    present = {data: title for data, title in sets.items() if stems(outcomes, f"{data} mlp vanilla")}
     if present:
         made.append(perceptron(outcomes, present, folder / "accuracy-vs-dof"))
-    if "conv even 1/8" in outcomes and "conv vanilla" in outcomes:
+    if stems(outcomes, "conv even 1/8") and stems(outcomes, "conv vanilla"):
         made += [bars(outcomes, folder / "plans"), afterwards(outcomes, folder / "keys-pruning-quantisation")]
         made += [generalisation(outcomes, folder / "train-test-gap"), convergence(outcomes, folder / "convergence")]
         made.append(pruning_curve(outcomes, folder / "pruning"))
     if "resnet18 vanilla" in outcomes:
         made.append(resnet(outcomes, folder / "resnet18"))
     return made
+
+
+def _residual(outcomes: Outcomes) -> dict[str, str]:
+    """Label -> cells of the residual network, each method at its best learning rate."""
+    return {stem.removeprefix("conv "): chosen(outcomes, stem) for stem in stems(outcomes, "conv")}
+
+
+def _data(outcomes: Outcomes, names: dict[str, str]) -> str:
+    return str(outcomes.raw(next(iter(names.values())))[0]["data"])
 
 
 def perceptron(outcomes: Outcomes, sets: dict[str, str], path: Path) -> Path:
@@ -95,11 +104,13 @@ def perceptron(outcomes: Outcomes, sets: dict[str, str], path: Path) -> Path:
                 points = []
                 for size in RINGS:
                     stem = f"{data} mlp {plan} M={size}"
-                    if any(name.startswith(stem + " lr=") for name in outcomes.names()):
+                    if stems(outcomes, stem):
                         points.append((size, best(outcomes, stem)))
                 _band(axes, points, colour, label)
             narrow = []
             for width in NARROW:
+                if not stems(outcomes, f"{data} mlp narrow h={width}"):
+                    continue
                 name = chosen(outcomes, f"{data} mlp narrow h={width}")
                 narrow.append((outcomes.raw(name)[0]["parameters"], outcomes.values(name, "accuracy")))
             _band(axes, narrow, COLOURS[1], "narrow network")
@@ -122,16 +133,16 @@ def _band(axes: Any, points: Sequence[tuple[float, Sequence[float]]], colour: st
 
 def bars(outcomes: Outcomes, path: Path) -> Path:
     """Plans, scopes and baselines on the residual network: the mean, and every seed."""
-    names = [name for name in outcomes.names() if name.startswith("conv ")]
+    names = _residual(outcomes)
     with figure(path, figsize=(6.2, 3.6), svg=False) as (_, axes):
-        for place, name in enumerate(names):
+        for place, name in enumerate(names.values()):
             values = outcomes.values(name, "accuracy")
             axes.bar(place, math.fsum(values) / len(values), color=COLOURS[place % len(COLOURS)], alpha=0.75)
             axes.plot([place] * len(values), values, "k_", markersize=10)
-        labels = [f"{n.removeprefix('conv ')}\n{outcomes.raw(n)[0]['parameters']:,}" for n in names]
+        labels = [f"{label}\n{outcomes.raw(name)[0]['parameters']:,}" for label, name in names.items()]
         axes.set_xticks(range(len(names)), labels, fontsize=7)
-        low = min(min(outcomes.values(name, "accuracy")) for name in names)
-        axes.set(ylabel="test accuracy", title=outcomes.raw(names[0])[0]["data"] + "; below: parameters in all")
+        low = min(min(outcomes.values(name, "accuracy")) for name in names.values())
+        axes.set(ylabel="test accuracy", title=_data(outcomes, names) + "; below: parameters in all")
         axes.set_ylim(bottom=max(0.0, low - 0.05))
     return path.with_suffix(".png")
 
@@ -147,7 +158,7 @@ def afterwards(outcomes: Outcomes, path: Path) -> Path:
     }
     with figure(path, figsize=(5.0, 3.4), svg=False) as (_, axes):
         for place, metric in enumerate(kinds):
-            values = outcomes.values("conv even 1/8", metric)
+            values = best(outcomes, "conv even 1/8", metric)
             axes.bar(place, math.fsum(values) / len(values), color=COLOURS[place], alpha=0.75)
             axes.plot([place] * len(values), values, "k_", markersize=10)
         axes.axhline(0.1, color="black", linestyle=":", linewidth=1)
@@ -159,13 +170,13 @@ def afterwards(outcomes: Outcomes, path: Path) -> Path:
 def convergence(outcomes: Outcomes, path: Path) -> Path:
     """Training loss of the residual network under every parameterisation, mean of the seeds."""
     with figure(path, svg=False) as (_, axes):
-        names = [name for name in outcomes.names() if name.startswith("conv ")]
-        for place, name in enumerate(names):
+        names = _residual(outcomes)
+        for place, (label, name) in enumerate(names.items()):
             curves = [values["curve"] for values in outcomes.raw(name)]
             steps = [step for step, _ in curves[0]]
             means = [math.fsum(curve[i][1] for curve in curves) / len(curves) for i in range(len(steps))]
-            axes.plot(steps, means, color=COLOURS[place % len(COLOURS)], label=name.removeprefix("conv "))
-        axes.set(xlabel="step", ylabel="training loss", yscale="log", title=outcomes.raw(names[0])[0]["data"])
+            axes.plot(steps, means, color=COLOURS[place % len(COLOURS)], label=label)
+        axes.set(xlabel="step", ylabel="training loss", yscale="log", title=_data(outcomes, names))
         axes.legend(fontsize=7)
     return path.with_suffix(".png")
 
@@ -174,9 +185,9 @@ def pruning_curve(outcomes: Outcomes, path: Path) -> Path:
     """Accuracy against the share of ring numbers that are pruned, without further training."""
     from rpg.train import PRUNED_SHARES
 
-    points = [(0.0, outcomes.values("conv even 1/8", "accuracy"))]
-    points += [(share, outcomes.values("conv even 1/8", f"pruned_{share:g}_accuracy")) for share in PRUNED_SHARES]
-    again = outcomes.values("conv even 1/8", "pruned_accuracy")
+    points = [(0.0, best(outcomes, "conv even 1/8"))]
+    points += [(share, best(outcomes, "conv even 1/8", f"pruned_{share:g}_accuracy")) for share in PRUNED_SHARES]
+    again = best(outcomes, "conv even 1/8", "pruned_accuracy")
     with figure(path, svg=False) as (_, axes):
         _band(axes, points, COLOURS[0], "pruned at once")
         axes.plot([0.3] * len(again), again, "^", color=COLOURS[1], label="30 %, one more epoch")
@@ -188,13 +199,13 @@ def pruning_curve(outcomes: Outcomes, path: Path) -> Path:
 
 def generalisation(outcomes: Outcomes, path: Path) -> Path:
     """Training and test accuracy side by side: the gap that a ring narrows by fitting less."""
-    names = [name for name in outcomes.names() if name.startswith("conv ")]
+    names = _residual(outcomes)
     with figure(path, figsize=(6.2, 3.4), svg=False) as (_, axes):
         for shift, metric, label in ((-0.2, "train_accuracy", "training set"), (0.2, "accuracy", "test set")):
-            means = [math.fsum(v) / len(v) for v in (outcomes.values(name, metric) for name in names)]
+            means = [math.fsum(v) / len(v) for v in (outcomes.values(name, metric) for name in names.values())]
             colour = COLOURS[0] if shift < 0 else COLOURS[1]
             axes.bar([p + shift for p in range(len(names))], means, width=0.38, color=colour, alpha=0.75, label=label)
-        axes.set_xticks(range(len(names)), [name.removeprefix("conv ") for name in names], fontsize=7)
+        axes.set_xticks(range(len(names)), list(names), fontsize=7)
         axes.set(ylabel="accuracy")
         axes.legend()
     return path.with_suffix(".png")
