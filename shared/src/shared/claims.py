@@ -269,16 +269,20 @@ def reproduce(study: Study, config: ReproduceConfig) -> int:
     outcomes = Outcomes(finished)
     rows = [judge(claim, study, outcomes, config.preset) for claim in claims.claims]
     report = results_file(study, config, claims, rows, finished, failed, len(cells))
-    drawn = study.figures(Outcomes(finished), results / "figures" if config.only is None else out / "figures")
-    partial = config.only is not None or len(finished) < len(cells)
     # An incomplete run must not replace a complete result.
+    partial = config.only is not None or len(finished) < len(cells)
+    drawn = study.figures(Outcomes(finished), (out if partial or config.preset == "smoke" else results) / "figures")
     target = (out if partial else results) / f"{config.preset}.json"
     from shared.run import write_json
 
     write_json(target, report)
     columns = ("claim", "paper", "ours", "verdict")
-    print_table(f"{claims.title}: preset {config.preset}", columns, table_rows(report), config.quiet)
+    shown = [row for row in rows if row["measured"] is not None or row["threshold"] is not None]
+    title = f"{claims.title}: preset {config.preset}"
+    print_table(title, columns, table_rows({**report, "claims": shown}), config.quiet)
     if not config.quiet:
+        if len(shown) < len(rows):
+            print(f"{len(rows) - len(shown)} more claims belong to other presets.")
         for path in (target, *drawn):
             print(path)
     if partial and config.only is None:
@@ -417,7 +421,7 @@ def _outcomes(
         code = stop.code if isinstance(stop, Stopped) else 128 + signal.SIGINT
         raise Stopped(code, "Stopped. Finished cells are kept; the same command goes on.") from None
     finally:
-        _shut(executor)
+        _shut(executor, not running and not queue)
 
 
 def _run_cell(target: str, cell: Cell, config: ReproduceConfig, threads: int) -> dict[str, Any]:
@@ -469,9 +473,11 @@ def _ray_executor(threads: int, on_gpu: bool) -> Executor:
     return RayExecutor()
 
 
-def _shut(executor: Executor) -> None:
+def _shut(executor: Executor, finished: bool) -> None:
     processes = list((getattr(executor, "_processes", None) or {}).values())
-    executor.shutdown(wait=False, cancel_futures=True)
+    executor.shutdown(wait=finished, cancel_futures=True)
+    if finished:  # the workers have left in order and taken their semaphores with them
+        return
     for process in processes:  # cells still running: the caller has left
         if process.is_alive():
             process.terminate()

@@ -1,8 +1,8 @@
 """The experiments behind the claims: which cells a preset runs, and what is computed from them. Imports no torch.
 
 A: a perceptron on digits. B: a small residual network on natural images. C: the comparisons that do not simply hold,
-from the same cells. D: keys, pruning, quantisation on B's model. In A to D every method gets the best learning rate of a
-grid, chosen by mean test accuracy over the seeds: one rule for rings and baselines.
+from the same cells. D: keys, pruning, quantisation on B's model. In A to D every method gets the best learning rate of
+a grid, chosen by mean test accuracy over the seeds: one rule for rings and baselines.
 The GPU preset is ResNet-18 on CIFAR-10; the paper preset is ImageNet as published.
 """
 
@@ -169,7 +169,19 @@ class RpgStudy(Study):
 
         root = data_root(config.data_root)
         if config.preset == "smoke":
-            planned = perceptron_cells("digits", 60, (300,), (6e-2,)) | conv_cells("mnist5k", 3, (0.1,))
+            planned = perceptron_cells("digits", 60, (300,), (6e-2,), (3e-3,), (4,), (300,))
+            planned |= conv_cells("mnist5k", 3, (0.1,))
+            for fields in planned.values():
+                fields |= {"max_train": 400, "max_test": 200}
+            eighth = {
+                "data": "digits",
+                "host": "mlp",
+                "recipe": "adam",
+                "ring_init": "unit",
+                "ring_lr": 6e-2,
+                "lr": 3e-3,
+            }
+            planned["digits eighth"] = {**eighth, "compression": 8.0, "steps": 120}
         elif config.preset == "cpu":
             images = "cifar10" if present("cifar10", root) else "mnist5k"
             planned = perceptron_cells("mnist5k", 400, RINGS, RING_RATES) | conv_cells(images, 500, CONV_RATES)
@@ -229,6 +241,9 @@ class RpgStudy(Study):
         for name, (left, right) in pairs.items():
             found[name] = partial(difference, left=left, right=right)
         found |= {
+            "smoke-loss-ratio": lambda o: [
+                values["curve"][-1][1] / values["curve"][0][1] for values in o.raw("digits eighth")
+            ],
             "wrong-key": partial(best, stem="conv even 1/8", metric="wrong_key_accuracy"),
             "prune-loss": lambda o: subtract(best(o, "conv even 1/8"), best(o, "conv even 1/8", "pruned_accuracy")),
             "int8-loss": lambda o: subtract(best(o, "conv even 1/8"), best(o, "conv even 1/8", "int8_accuracy")),
@@ -318,7 +333,8 @@ def _numbers(values: Sequence[float]) -> tuple[str, str]:
 
 # Prefix of the cells that are tuned -> title of their table.
 TUNED = {
-    "digits mlp": "Perceptron", "mnist5k mlp": "Perceptron", "mnist mlp": "Perceptron", "fashion mlp": "Perceptron", "conv": "Residual network",
+    "digits mlp": "Perceptron", "mnist5k mlp": "Perceptron", "mnist mlp": "Perceptron", "fashion mlp": "Perceptron",
+    "conv": "Residual network",
 }  # fmt: skip
 
 
