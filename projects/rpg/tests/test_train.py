@@ -176,11 +176,40 @@ def test_narrow_baseline_is_the_widest_that_fits() -> None:
         ({"data": "cifar10", "data_root": Path("/nowhere")}, "--data-root"),
         ({"batch_size": 10**6}, "--batch-size"),
         ({"chunk": 7, "ring_size": 3232}, "divisor"),
+        ({"rings": ("body.0.weight",)}, "pattern=ring"),
+        ({"rings": ("*=a",), "scope": "layer"}, "one of them"),
+        ({"rings": ("nothing=a",)}, "matches no generated parameter"),
+        ({"rings": ("*=a", "*=b")}, "'a' and 'b'"),
     ],
 )
 def test_refusals_name_what_is_wrong(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         measure(replace(SMOKE, **({"compression": None} | changes)))
+
+
+def test_rings_can_be_listed_by_pattern() -> None:
+    config = replace(SMOKE, host="patch-resnet", data="mnist5k", rings=("*conv1.weight=first", "*conv2.weight=second"))
+    network = build_network(config, Shape(1, 28, 10))
+    assert isinstance(network.module, RPGModel)
+    assert list(network.module.rings) == ["first", "second"]
+    generated = [slot.ring for slot in network.module.slots if "conv1" in slot.name]
+    assert generated
+    assert set(generated) == {"first"}
+
+
+def test_an_implicit_models_solves_are_logged(tmp_path: Path) -> None:
+    config = replace(
+        SMOKE, method="vanilla", host="msblock", data="digits", host_options=("mode=deq",), recipe="onecycle", lr=0.05,
+        steps=2, log_every=1, batch_size=16, max_train=64, max_test=32, out=tmp_path / "run",
+    )  # fmt: skip
+    assert train(config) == 0
+    for row in read_metrics(tmp_path / "run", "train"):
+        assert 1 <= row["deq_forward_iterations"] <= 18
+        assert 1 <= row["deq_backward_iterations"] <= 20
+        assert 0 < row["deq_forward_residual"] < 1
+        assert 0 < row["deq_backward_residual"] < 1
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert 1 <= summary["metrics"]["deq_forward_iterations"] <= 18
 
 
 def test_presets_are_configs_under_their_own_names() -> None:

@@ -18,7 +18,7 @@ Recipe = Literal["onecycle", "adam", "paper", "repo", "imagenet"]
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 Augment = Literal["none", "flip", "crop-flip"]
 AUGMENTS: tuple[Augment, ...] = get_args(Augment)
-RingInit = Literal["fan_out", "fan_in", "xavier", "trunc_normal", "unit", "authors"]
+RingInit = Literal["fan_out", "fan_in", "xavier", "trunc_normal", "constant", "unit", "authors"]
 RING_INITS: tuple[RingInit, ...] = get_args(RingInit)
 LrScale = Literal["none", "sqrt_r", "r"]
 LR_SCALES: tuple[LrScale, ...] = get_args(LrScale)
@@ -53,6 +53,8 @@ class TrainConfig(RunConfig):
     """Permute blocks of this many entries."""
     scope: Scope = "global"
     """One ring for all, or one a stage, block, layer or kind of sub-network."""
+    rings: tuple[str, ...] = ()
+    """Instead of --scope: pattern=ring for every generated parameter, e.g. '*.conv1.weight=a' '*.conv2.weight=b'."""
     key: int | None = None
     """Seed of the plan, the model's key. Default: --seed."""
     ring_init: RingInit = "fan_out"
@@ -112,6 +114,23 @@ class TrainConfig(RunConfig):
         check_range("--key", self.key, 0, 2**63 - 1)
         check_range("--loader-workers", self.loader_workers, 0)
         self.options()
+        self.ring_scope()
+
+    def ring_scope(self) -> str | list[tuple[str, str]]:
+        """`--rings` as pairs of pattern and ring, or else `--scope`.
+
+        Raises:
+            UserError: an entry that is not pattern=ring; both given.
+        """
+        if not self.rings:
+            return self.scope
+        if self.scope != "global":
+            raise UserError("--rings and --scope", [*self.rings, self.scope], "one of them")
+        pairs = [entry.rpartition("=") for entry in self.rings]
+        for entry, (pattern, _, ring) in zip(self.rings, pairs, strict=True):
+            if not (pattern and ring):
+                raise UserError("--rings", entry, "pattern=ring, such as '*.conv1.weight=first'")
+        return [(pattern, ring) for pattern, _, ring in pairs]
 
     def ring_numbers(self, generated: int) -> int:
         """M for a host of N = `generated` weights; exactly N for compression 1."""

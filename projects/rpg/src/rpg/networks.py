@@ -98,7 +98,7 @@ def wrap(config: TrainConfig, host: nn.Module, key: int | None = None) -> RPGMod
         host,
         ring_size=config.ring_size,
         dof_ratio=None if config.ring_size is not None else config.dof_ratio or 1 / (config.compression or 8.0),
-        scope=config.scope,
+        scope=config.ring_scope(),
         plan=config.plan,
         include=names,
         exclude=config.exclude,

@@ -16,6 +16,7 @@ from rpg.data.augment import augmentation, normalise
 from rpg.data.images import ImageData, load
 from rpg.data.names import DENSE, POSE
 from rpg.hosts.hourglass import Hourglass, decode, heatmaps, intermediate_loss, pckh
+from rpg.hosts.msblock import MSBlockNet
 from rpg.hosts.multitask import depth_l1, normals_cosine, normals_degrees
 from rpg.hosts.names import HostName
 from rpg.networks import Network, Shape, build_network, groups
@@ -104,7 +105,19 @@ class NetworkTask(Task):
             self.losses.append(loss)
         if rings:
             metrics |= self._ring_metrics(before)
-        return metrics
+        return metrics | self.solver_metrics() if watched else metrics
+
+    def solver_metrics(self) -> dict[str, float]:
+        """Iterations and last relative residual of an implicit model's latest solves; empty for explicit ones."""
+        report = next((m.report for m in self.module.modules() if isinstance(m, MSBlockNet)), None)
+        if report is None:
+            return {}
+        found: dict[str, float] = {}
+        for name, solve in (("forward", report.forward), ("backward", report.backward)):
+            if solve is not None:
+                found[f"deq_{name}_iterations"] = float(solve.iterations)
+                found[f"deq_{name}_residual"] = solve.residuals[-1]
+        return found
 
     def _ring_gradient(self) -> dict[str, Tensor]:
         assert self.model is not None
@@ -150,6 +163,7 @@ class NetworkTask(Task):
     def evaluate(self) -> dict[str, Any]:
         self.module.eval()
         metrics: dict[str, Any] = self.measure()
+        metrics |= self.solver_metrics()
         if self.loop.seconds > 0:
             rate = self.loop.step * self.config.batch_size * self.loop.world / self.loop.seconds
             metrics["images_per_second"] = rate

@@ -59,6 +59,11 @@ def label(task: NetworkTask) -> str:
     return str(getattr(getattr(task, "data", None), "label", task.config.data))
 
 
+def scope_label(config: TrainConfig) -> str:
+    """The scope of the rings in words."""
+    return "rings " + " ".join(config.rings) if config.rings else f"scope {config.scope}"
+
+
 def account(task: NetworkTask) -> list[tuple[str, object]]:
     """Where the parameters are, and what a pass costs: both, because a ring cuts the first and not the second."""
     network, shape = task.network, task.shape()
@@ -67,7 +72,7 @@ def account(task: NetworkTask) -> list[tuple[str, object]]:
     if task.model is not None:
         report = task.model.report()
         rows += [
-            ("plan", f"{task.config.plan}, scope {task.config.scope}, chunk {task.config.chunk}"),
+            ("plan", f"{task.config.plan}, {scope_label(task.config)}, chunk {task.config.chunk}"),
             ("generated weights N", f"{report['generated']:,}"),
             ("ring M", f"{report['ring']:,}"),
             ("M / N", report["ring_over_generated"]),
