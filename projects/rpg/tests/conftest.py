@@ -12,5 +12,5 @@ torch.set_num_threads(1)
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
     for item in items:
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -84,7 +84,68 @@ def draw_study(outcomes: Outcomes, folder: Path) -> list[Path]:
         made.append(pruning_curve(outcomes, folder / "pruning"))
     if "resnet18 vanilla" in outcomes:
         made.append(resnet(outcomes, folder / "resnet18"))
+    for data in ("cifar10", "cifar100"):
+        if f"{data} resnet18 vanilla" in outcomes and f"{data} resnet34 vanilla" in outcomes:
+            made.append(hosts(outcomes, data, folder / f"{data}-hosts"))
+        if f"{data} resnet18 even 1/8 layer" in outcomes:
+            made.append(scopes(outcomes, data, folder / f"{data}-scopes"))
+        if f"{data} msblock deq" in outcomes:
+            made.append(implicit(outcomes, data, folder / f"{data}-implicit"))
     return made
+
+
+def hosts(outcomes: Outcomes, data: str, path: Path) -> Path:
+    """The paper's headline figure: accuracy against log M under two hosts, beside narrow and pruned networks."""
+    with figure(path, figsize=(6.2, 4.0), svg=False) as (_, axes):
+        for place, host in enumerate(("resnet18", "resnet34")):
+            for kind, style in (("even", "o-"), ("narrow", "s:"), ("pruned", "^:")):
+                names = [name for name in outcomes.names() if name.startswith(f"{data} {host} {kind} ")]
+                names = [name for name in names if not name.endswith(("stage", "block", "layer"))]
+                points = sorted((_free(outcomes, name, kind), outcomes.values(name, "accuracy")) for name in names)
+                x, y = [point[0] for point in points], [math.fsum(v) / len(v) for _, v in points]
+                axes.plot(
+                    x, y, style, color=COLOURS[place], alpha=1 if kind == "even" else 0.6, label=f"{host}, {kind}"
+                )
+            full = outcomes.values(f"{data} {host} vanilla", "accuracy")
+            label = f"{host}, plain"
+            axes.axhline(math.fsum(full) / len(full), color=COLOURS[place], linestyle="--", linewidth=1, label=label)
+        axes.set(
+            xscale="log", xlabel="ring numbers (narrow, pruned: all parameters)", ylabel="test accuracy", title=data
+        )
+        axes.legend(fontsize=7)
+    return path.with_suffix(".png")
+
+
+def _free(outcomes: Outcomes, name: str, kind: str) -> int:
+    return int(outcomes.raw(name)[0]["ring" if kind == "even" else "parameters"])
+
+
+def scopes(outcomes: Outcomes, data: str, path: Path) -> Path:
+    """One global ring against local ones of equal total size."""
+    kinds = {"global": "", "stage": " stage", "block": " block", "layer": " layer"}
+    with figure(path, svg=False) as (_, axes):
+        for place, suffix in enumerate(kinds.values()):
+            values = outcomes.values(f"{data} resnet18 even 1/8{suffix}", "accuracy")
+            axes.bar(place, math.fsum(values) / len(values), color=COLOURS[place], alpha=0.75)
+            axes.plot([place] * len(values), values, "k_", markersize=10)
+        axes.set_xticks(range(len(kinds)), list(kinds))
+        axes.set(ylabel="test accuracy", xlabel="a ring for each", title=f"ResNet-18 at an eighth, {data}")
+    return path.with_suffix(".png")
+
+
+def implicit(outcomes: Outcomes, data: str, path: Path) -> Path:
+    """Accuracy against the time of a forward pass: the implicit model, and unrolled ones from a ring."""
+    names = [name for name in outcomes.names() if name.startswith(f"{data} msblock ")]
+    with figure(path, svg=False) as (_, axes):
+        for place, name in enumerate(names):
+            values, times = outcomes.values(name, "accuracy"), outcomes.values(name, "inference_ms")
+            mean = math.fsum(values) / len(values), math.fsum(times) / len(times)
+            marker = "s" if name.endswith("deq") else "o"
+            label = f"{name.removeprefix(f'{data} msblock ')}: {outcomes.raw(name)[0]['parameters']:,}"
+            axes.plot(mean[1], mean[0], marker, color=COLOURS[place % len(COLOURS)], label=label)
+        axes.set(xscale="log", xlabel="milliseconds for 100 images", ylabel="test accuracy", title=data)
+        axes.legend(fontsize=7, title="model: parameters")
+    return path.with_suffix(".png")
 
 
 def _residual(outcomes: Outcomes) -> dict[str, str]:

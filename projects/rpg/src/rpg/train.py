@@ -20,6 +20,7 @@ from rpg.wrap import RPGModel
 from shared.checkpoint import save_atomically
 from shared.cli import override, print_table
 from shared.config import UserError
+from shared.device import Timer
 from shared.loop import Loop, load_checkpoint
 from shared.run import RunFolder, saved_config
 
@@ -142,6 +143,7 @@ def measure(config: TrainConfig, afterwards: bool = False) -> dict[str, Any]:
         "ring_lr": task.ring_lr,
         "data": label(task),
         "note": network.note,
+        "inference_ms": inference_milliseconds(task),
         "train_seconds": summary["seconds"],
         "curve": windows(task.losses),
     }
@@ -151,6 +153,22 @@ def measure(config: TrainConfig, afterwards: bool = False) -> dict[str, Any]:
     if afterwards and isinstance(task, Images):
         values |= compressed_metrics(task)
     return values
+
+
+@torch.no_grad()
+def inference_milliseconds(task: NetworkTask, images: int = 100, repeats: int = 5) -> float:
+    """Time of a forward pass of `images` images: the best of a few, after one that is not counted."""
+    shape, module = task.shape(), task.module
+    module.eval()
+    x = torch.zeros(images, shape.channels, shape.size, shape.size, device=task.device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    times = []
+    for _ in range(repeats + 1):
+        timer = Timer(task.device)
+        with timer, task.loop.autocast():
+            module(x)
+        times.append(timer.milliseconds())
+    return min(times[1:])
 
 
 def windows(losses: list[torch.Tensor], count: int = 50) -> list[list[float]]:
