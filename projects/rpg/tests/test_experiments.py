@@ -26,7 +26,7 @@ def invented(cell: Cell) -> dict[str, Any]:
     settings = from_json(TrainConfig, {**cell.settings})
     ring = 0 if settings.method == "vanilla" else settings.ring_numbers(10_000)
     accuracy = 0.2 + 0.6 * (len(cell.name) % 17) / 17 + 0.01 * cell.seed
-    names = ("wrong_key", "luckiest_key", "int8", "pruned", "pruned_at_once", "train")
+    names = ("wrong_key", "luckiest_key", "int8", "int8_grouped", "pruned", "pruned_at_once", "train")
     shares = [f"pruned_{share:g}" for share in train.PRUNED_SHARES]
     values = {"accuracy": accuracy} | {f"{name}_accuracy": accuracy / 2 for name in (*names, *shares)}
     sizes = {"generated": 10_000, "ring": ring, "parameters": 1000 + ring, "mflops": 1.0}

@@ -247,6 +247,9 @@ class RpgStudy(Study):
             "wrong-key": partial(best, stem="conv even 1/8", metric="wrong_key_accuracy"),
             "prune-loss": lambda o: subtract(best(o, "conv even 1/8"), best(o, "conv even 1/8", "pruned_accuracy")),
             "int8-loss": lambda o: subtract(best(o, "conv even 1/8"), best(o, "conv even 1/8", "int8_accuracy")),
+            "int8-grouped-loss": lambda o: subtract(
+                best(o, "conv even 1/8"), best(o, "conv even 1/8", "int8_grouped_accuracy")
+            ),
             "generation-share": lambda o: o.values("resnet18 even 1/5", "generation_share"),
             "resnet18-log-r2": resnet_r2,
             "rooms-order": partial(
@@ -305,7 +308,8 @@ class RpgStudy(Study):
                 "another key, best of ten": "luckiest_key_accuracy",
                 "30 % of the ring pruned, no further training": "pruned_at_once_accuracy",
                 "30 % of the ring pruned, one epoch": "pruned_accuracy",
-                "8-bit ring": "int8_accuracy",
+                "8-bit ring, one scale": "int8_accuracy",
+                "8-bit ring, a scale for 256 numbers": "int8_grouped_accuracy",
             }
             rows = [(kind, *_shown(best(outcomes, "conv even 1/8", metric))) for kind, metric in kinds.items()]
             tables["The residual network at an eighth, afterwards"] = (("model", "accuracy", "per seed"), rows)

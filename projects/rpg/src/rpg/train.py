@@ -195,6 +195,7 @@ def compressed_metrics(task: Images, fraction: float = 0.3) -> dict[str, float]:
         "wrong_key_accuracy": sum(wrong) / len(wrong),
         "luckiest_key_accuracy": max(wrong),
         "int8_accuracy": accuracy(quantized(model)),
+        "int8_grouped_accuracy": accuracy(quantized(model, 256)),
     }
     for share in PRUNED_SHARES:
         lighter = copy.deepcopy(model)
