@@ -179,7 +179,7 @@ def perceptron(outcomes: Outcomes, sets: dict[str, str], path: Path) -> Path:
             axes.axhline(math.fsum(full) / len(full), color="black", linestyle="--", linewidth=1, label="full network")
             axes.set(xscale="log", xlabel="ring numbers (narrow: all parameters)", title=title, ylim=(0, 1))
         rows[0][0].set_ylabel("test accuracy")
-        rows[0][-1].legend(loc="lower right")
+        rows[0][0].legend(loc="lower right", fontsize=7)  # the panel that has every line
     return path.with_suffix(".png")
 
 
@@ -203,7 +203,8 @@ def bars(outcomes: Outcomes, path: Path) -> Path:
         labels = [f"{label}\n{outcomes.raw(name)[0]['parameters']:,}" for label, name in names.items()]
         axes.set_xticks(range(len(names)), labels, fontsize=7)
         low = min(min(outcomes.values(name, "accuracy")) for name in names.values())
-        axes.set(ylabel="test accuracy", title=_data(outcomes, names) + "; below: parameters in all")
+        axes.set(ylabel="test accuracy", title=_data(outcomes, names))
+        axes.set_xlabel("parameterisation; below it: parameters in all")
         axes.set_ylim(bottom=max(0.0, low - 0.05))
     return path.with_suffix(".png")
 
@@ -212,7 +213,7 @@ def afterwards(outcomes: Outcomes, path: Path) -> Path:
     """What another key, pruning and 8 bits do to the trained ring."""
     kinds = {
         "accuracy": "as trained",
-        "pruned_at_once_accuracy": "30 % pruned",
+        "pruned_at_once_accuracy": "30 %\npruned",
         "pruned_accuracy": "30 % pruned,\none epoch",
         "int8_accuracy": "8 bits",
         "wrong_key_accuracy": "another key",
@@ -224,7 +225,8 @@ def afterwards(outcomes: Outcomes, path: Path) -> Path:
             axes.plot([place] * len(values), values, "k_", markersize=10)
         axes.axhline(0.1, color="black", linestyle=":", linewidth=1)
         axes.set_xticks(range(len(kinds)), list(kinds.values()))
-        axes.set(ylabel="test accuracy", title="the residual network from a ring of an eighth; dotted: chance")
+        axes.set(ylabel="test accuracy", title="residual network from a ring of an eighth")
+        axes.text(-0.45, 0.105, "chance", fontsize=7, va="bottom", color="white")
     return path.with_suffix(".png")
 
 
