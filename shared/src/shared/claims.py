@@ -273,16 +273,18 @@ def reproduce(study: Study, config: ReproduceConfig) -> int:
     partial = config.only is not None or len(finished) < len(cells)
     drawn = study.figures(Outcomes(finished), (out if partial or config.preset == "smoke" else results) / "figures")
     target = (out if partial else results) / f"{config.preset}.json"
+    report["figures"] = [
+        path.relative_to(target.parent).as_posix() for path in drawn if path.is_relative_to(target.parent)
+    ]
     from shared.run import write_json
 
     write_json(target, report)
     columns = ("claim", "paper", "ours", "verdict")
-    shown = [row for row in rows if row["measured"] is not None or row["threshold"] is not None]
-    title = f"{claims.title}: preset {config.preset}"
-    print_table(title, columns, table_rows({**report, "claims": shown}), config.quiet)
+    here, elsewhere = by_preset(rows)
+    print_table(f"{claims.title}: preset {config.preset}", columns, table_rows(here), config.quiet)
     if not config.quiet:
-        if len(shown) < len(rows):
-            print(f"{len(rows) - len(shown)} more claims belong to other presets.")
+        if elsewhere:
+            print(f"{len(elsewhere)} more claims belong to other presets.")
         for path in (target, *drawn):
             print(path)
     if partial and config.only is None:
@@ -552,10 +554,19 @@ def number(value: float | None, percent: bool = False) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def table_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """(claim, paper, ours, verdict) for every claim of a results file."""
+def by_preset(claims: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Claims of a results file: (measured or asked for under its preset, asked for under others)."""
+    here: list[Mapping[str, Any]] = []
+    elsewhere: list[Mapping[str, Any]] = []
+    for row in claims:
+        (elsewhere if row["measured"] is None and row["threshold"] is None else here).append(row)
+    return here, elsewhere
+
+
+def table_rows(claims: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:
+    """(claim, paper, ours, verdict) for claims of a results file."""
     rows = []
-    for row in report["claims"]:
+    for row in claims:
         percent = row["percent"]
         measured = row["measured"]
         ours = "-"
@@ -594,13 +605,19 @@ def member_section(home: Path) -> str:
             for item in report["hardware"]
         )
         versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+        here, elsewhere = by_preset(report["claims"])
         parts.append(f"### Preset `{preset}`\n")
-        parts.append(markdown(("claim", "paper", "ours [95 % interval] (gate)", "verdict"), table_rows(report)) + "\n")
+        parts.append(markdown(("claim", "paper", "ours [95 % interval] (gate)", "verdict"), table_rows(here)) + "\n")
+        if elsewhere:
+            parts.append(
+                "Asked for under other presets:\n\n" + "\n".join(f"- {row['statement']}" for row in elsewhere) + "\n"
+            )
         scaled = [f"- `{row['id']}`: {row['scaled']}" for row in report["claims"] if row["scaled"]]
         if scaled:
             parts.append("Scaled down here:\n\n" + "\n".join(scaled) + "\n")
         for title, table in report["tables"].items():
             parts.append(f"**{title}**\n\n{markdown(table['columns'], table['rows'])}\n")
+        parts += [f"![{Path(figure).stem}](results/{figure})\n" for figure in report.get("figures", ())]
         parts.append(
             f"Written by `{report['member']} reproduce --preset {preset}`: {len(report['cells'])} runs, "
             f"{report['seconds'] / 60:.0f} minutes of run time, on {on}; {versions}; "
@@ -628,7 +645,7 @@ def papers_section(root: Path) -> str:
             continue
         report = reports[-1]
         row = next(row for row in report["claims"] if row["id"] == file.headline)
-        shown = dict(zip((r["id"] for r in report["claims"]), table_rows(report), strict=True))[row["id"]]
+        shown = dict(zip((r["id"] for r in report["claims"]), table_rows(report["claims"]), strict=True))[row["id"]]
         held = sum(r["verdict"] == "pass" for r in report["claims"])
         judged = sum(r["verdict"] != "not-run" for r in report["claims"])
         ours = f"{shown[2]}: {row['verdict']}; {held} of {judged} claims hold (`{report['preset']}`)"

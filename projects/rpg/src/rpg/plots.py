@@ -223,10 +223,10 @@ def afterwards(outcomes: Outcomes, path: Path) -> Path:
             values = best(outcomes, "conv even 1/8", metric)
             axes.bar(place, math.fsum(values) / len(values), color=COLOURS[place], alpha=0.75)
             axes.plot([place] * len(values), values, "k_", markersize=10)
-        axes.axhline(0.1, color="black", linestyle=":", linewidth=1)
+        axes.axhline(0.1, color="black", linestyle=":", linewidth=1, label="chance")
         axes.set_xticks(range(len(kinds)), list(kinds.values()))
         axes.set(ylabel="test accuracy", title="residual network from a ring of an eighth")
-        axes.text(-0.45, 0.105, "chance", fontsize=7, va="bottom", color="white")
+        axes.legend(loc="upper right")
     return path.with_suffix(".png")
 
 
