@@ -141,7 +141,9 @@ def test_reproduce_smoke_runs_every_kind_of_cell(tmp_path: Path) -> None:
     assert report["failed"] == []
     measured = [row for row in report["claims"] if row["measured"] is not None]
     assert len(measured) >= 7  # B, C and D; A's claims need the sizes of the cpu preset
-    assert {row["verdict"] for row in report["claims"]} == {"not-run"}  # seconds of training judge nothing
+    verdicts = {row["id"]: row["verdict"] for row in report["claims"]}
+    assert verdicts.pop("smoke-loss-halves") == "pass"
+    assert set(verdicts.values()) == {"not-run"}  # seconds of training judge nothing else
 
 
 @pytest.mark.parametrize(
