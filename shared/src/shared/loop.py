@@ -72,6 +72,10 @@ class Task:
     def start(self, loop: Loop) -> None:
         """Build models and optimisers on `loop.device`. Runs once, before a checkpoint is read."""
 
+    def opened(self, folder: Path) -> None:
+        """Put beside the checkpoints what a resumed run must find again and cannot cheaply make. Runs once, on the
+        first process, when a new run takes its folder into use; a resumed run's `start` reads it back."""
+
     def batches(self) -> Iterable[Any] | None:
         """Training batches, endlessly; None for a task that needs none. `shared.data.Batches` resumes exactly."""
         return None
@@ -236,6 +240,8 @@ class Loop:
             devices.set_seed(config.seed, self.rank)  # ... and draws its own noise
         if self.folder is not None:
             self.folder.begin()
+            if self.primary and not self.folder.resumed:
+                self.task.opened(self.folder.path)
         return batches
 
     def _run(self, batches: Iterable[Any] | None) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Word Embedding Visualization via Dictionary Learning (arXiv 1910.03833)."""

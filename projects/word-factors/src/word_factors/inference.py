@@ -1,0 +1,254 @@
+"""Codes: the non-negative sparse combination of factors that explains a vector best (Section 2 of the paper).
+
+    E(x, alpha) = 1/2 |x - Phi alpha|^2 + lam sum_j alpha_j,    alpha >= 0
+
+Three ways to the same minimum: `fista`, the paper's; `ista`, the same without momentum; `solve`, which starts as
+FISTA does and finishes on each word's few candidate factors, to a certified tolerance. Dimensions: d coordinates,
+K factors, B vectors side by side as columns.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from shared.config import UserError, check_range
+
+ACTIVE = 1e-6
+"""Activations above this count as active."""
+
+Form = Literal["auto", "residual", "gram"]
+
+
+class Codes(NamedTuple):
+    """What inference returns.
+
+    Attributes:
+        alpha: [K, B] activations, non-negative.
+        residual: [d, B] X - Phi alpha.
+        gap: [B] how far each code is from satisfying the optimality conditions, in the units of lam (`kkt_gap`).
+        steps: iterations done.
+    """
+
+    alpha: Tensor
+    residual: Tensor
+    gap: Tensor
+    steps: int
+
+
+def kkt_gap(alpha: Tensor, correlation: Tensor, lam: float) -> Tensor:
+    """Largest violation of the optimality conditions of each column; zero at the minimum and nowhere else.
+
+    At the minimum phi_j . r = lam where alpha_j > 0, and phi_j . r <= lam where alpha_j = 0.
+
+    Args:
+        alpha: [K, B]. correlation: [K, B] Phi^T r with r = X - Phi alpha.
+
+    Returns: [B].
+    """
+    excess = correlation - lam
+    return torch.where(alpha > 0, excess.abs(), excess.clamp(min=0)).amax(dim=0)
+
+
+def energy(residual: Tensor, alpha: Tensor, lam: float) -> Tensor:
+    """[B] E of each column, from its residual [d, B] and code [K, B]."""
+    return residual.square().sum(dim=0) / 2 + lam * alpha.sum(dim=0)
+
+
+def duality_gap(X: Tensor, phi: Tensor, alpha: Tensor, lam: float) -> Tensor:
+    """[B] upper bound on how far E lies above its minimum: E minus the dual objective at the scaled residual.
+
+    The dual is max 1/2 |x|^2 - 1/2 |x - theta|^2 subject to Phi^T theta <= lam.
+    """
+    residual = X - phi @ alpha
+    largest = (phi.T @ residual).amax(dim=0).clamp(min=torch.finfo(X.dtype).tiny)
+    theta = residual * (lam / largest).clamp(max=1.0)
+    dual = (X.square().sum(dim=0) - (X - theta).square().sum(dim=0)) / 2
+    return energy(residual, alpha, lam) - dual
+
+
+def lipschitz(phi: Tensor) -> float:
+    """lambda_max(Phi Phi^T), exact: an estimate from below would let the step diverge behind the clamp at zero."""
+    d, K = phi.shape
+    gram = phi @ phi.T if d <= K else phi.T @ phi
+    return float(torch.linalg.eigvalsh(gram.double())[-1])
+
+
+def lam_max(X: Tensor, phi: Tensor) -> float:
+    """The smallest lam at which every code is zero: the largest phi_j . x."""
+    return float((phi.T @ X).max())
+
+
+def check_shapes(X: Tensor, phi: Tensor, lam: float) -> None:
+    """Raise `UserError` unless X [d, B], Phi [d, K] and lam >= 0 fit together."""
+    if X.dim() != 2 or phi.dim() != 2 or X.shape[0] != phi.shape[0]:
+        raise UserError("vectors", f"shape {list(X.shape)}", f"[d, B] with d = {phi.shape[0]} of the dictionary")
+    check_range("--lam", lam, 0)
+
+
+def fista(
+    X: Tensor,
+    phi: Tensor,
+    lam: float,
+    n_steps: int,
+    tol: float | None = None,
+    *,
+    start: Tensor | None = None,
+    restart: bool = False,
+    form: Form = "auto",
+    momentum: bool = True,
+    check_every: int = 10,
+) -> Codes:
+    """Non-negative FISTA: proximal gradient steps of size 1 / lambda_max(Phi Phi^T) with Nesterov's momentum.
+
+    Args:
+        X: [d, B] vectors. phi: [d, K] dictionary. lam: weight of the activations.
+        n_steps: steps at most.
+        tol: stop once every column's `kkt_gap` is at most tol * lam; None for all steps.
+        start: [K, B] activations to start from; default zero.
+        restart: drop a column's momentum whenever it points uphill.
+        form: `residual` computes Phi^T (X - Phi y), 4 d K operations a vector; `gram` (Phi^T Phi) y, 2 K^2; `auto`
+            takes the cheaper one.
+        momentum: False for ISTA.
+        check_every: steps between tests of `tol`.
+
+    Raises:
+        UserError: shapes that do not fit, a negative lam.
+    """
+    check_shapes(X, phi, lam)
+    d, K = phi.shape
+    eta = 1.0 / max(lipschitz(phi), torch.finfo(X.dtype).tiny)
+    gram_form = form == "gram" or (form == "auto" and 2 * d >= K)
+    # One matrix and one constant a call: y - eta (G y - Phi^T X + lam) = (I - eta G) y + eta (Phi^T X - lam).
+    mix = torch.eye(K, dtype=X.dtype, device=X.device).sub_(phi.T @ phi, alpha=eta) if gram_form else phi
+    push = (phi.T @ X).sub_(lam).mul_(eta) if gram_form else X
+    a = torch.zeros(K, X.shape[1], dtype=X.dtype, device=X.device) if start is None else start.clone()
+    y, new = a.clone(), torch.empty_like(a)
+    t: float | Tensor = torch.ones(X.shape[1], dtype=X.dtype, device=X.device) if restart else 1.0
+    steps = 0
+    for _ in range(n_steps):
+        if gram_form:
+            torch.addmm(push, mix, y, out=new)
+        else:
+            residual = torch.addmm(X, phi, y, alpha=-1)  # [d, B]
+            torch.addmm(y, phi.T, residual, alpha=eta, out=new).sub_(eta * lam)
+        new.clamp_(min=0)
+        if momentum:
+            if isinstance(t, Tensor):  # O'Donoghue and Candes: restart where momentum and gradient step disagree
+                t = torch.where(((y - new) * (new - a)).sum(dim=0) > 0, 1.0, t)
+                following: float | Tensor = (1 + torch.sqrt(1 + 4 * t * t)) / 2
+            else:
+                following = (1 + math.sqrt(1 + 4 * t * t)) / 2
+            weight = 1 + (t - 1) / following
+            t = following
+            torch.lerp(a, new, weight, out=y)  # new + (t - 1) / t' (new - a)
+        else:
+            y.copy_(new)
+        a, new = new, a
+        steps += 1
+        if tol is not None and steps % check_every == 0 and steps < n_steps:
+            gap = kkt_gap(a, phi.T @ (X - phi @ a), lam)
+            if bool((gap <= tol * (lam or 1.0)).all()):
+                break
+    residual = X - phi @ a
+    return Codes(a, residual, kkt_gap(a, phi.T @ residual, lam), steps)
+
+
+def ista(X: Tensor, phi: Tensor, lam: float, n_steps: int, tol: float | None = None, **options: object) -> Codes:
+    """`fista` without momentum, for comparison."""
+    return fista(X, phi, lam, n_steps, tol, momentum=False, **options)  # pyright: ignore[reportArgumentType]
+
+
+def solve(
+    X: Tensor,
+    phi: Tensor,
+    lam: float,
+    tol: float = 1e-4,
+    *,
+    warm_steps: int = 10,
+    candidates: int = 32,
+    max_rounds: int = 30,
+    chunk: int = 2048,
+) -> Codes:
+    """Codes to a certified tolerance: FISTA to see which factors matter, then coordinate descent on those.
+
+    A code has a dozen active factors among hundreds. After `warm_steps` on all factors each vector keeps its own
+    `candidates` (active ones, then those with the largest correlation), and the small problems, gathered from
+    Phi^T Phi, are solved side by side. The optimality conditions are then checked on all K factors; vectors that
+    violate them go round again with twice the candidates. The minimum is that of `fista`, reached several times
+    faster; `Codes.steps` counts the rounds.
+
+    Args:
+        X: [d, B]. phi: [d, K] with unit columns. lam: weight of the activations, positive.
+        tol: largest `kkt_gap` over lam. max_rounds: rounds at most. chunk: vectors at a time, which bounds memory.
+
+    Raises:
+        UserError: shapes that do not fit, lam not positive.
+    """
+    check_shapes(X, phi, lam)
+    check_range("--lam", lam, 0, open_low=True)
+    gram = phi.T @ phi  # [K, K]
+    parts: list[Tensor] = []
+    rounds = 0
+    for piece in X.split(chunk, dim=1):
+        alpha, used = _solve_piece(piece, phi, gram, lam, tol, warm_steps, candidates, max_rounds)
+        parts.append(alpha)
+        rounds = max(rounds, used)
+    alpha = torch.cat(parts, dim=1) if parts else X.new_zeros(phi.shape[1], 0)
+    residual = X - phi @ alpha
+    return Codes(alpha, residual, kkt_gap(alpha, phi.T @ residual, lam), rounds)
+
+
+def _solve_piece(
+    X: Tensor, phi: Tensor, gram: Tensor, lam: float, tol: float, warm_steps: int, candidates: int, max_rounds: int
+) -> tuple[Tensor, int]:
+    K = phi.shape[1]
+    push = phi.T @ X  # [K, B]
+    alpha = fista(X, phi, lam, warm_steps).alpha
+    todo = torch.arange(X.shape[1], device=X.device)
+    size, rounds = min(candidates, K), 0
+    while len(todo) and rounds < max_rounds:
+        rounds += 1
+        a = alpha[:, todo]
+        correlation = push[:, todo] - gram @ a
+        # Active factors first, then those that push hardest to become active.
+        score = torch.where(a > 0, a + float("inf"), correlation)
+        chosen = score.topk(size, dim=0).indices.T.contiguous()  # [b, s]
+        kept = a.T.gather(1, chosen)  # [b, s]
+        # Factors left out (more were active than there is room for) keep their activations for this round.
+        alpha[:, todo] = _descend(a.T, chosen, kept, correlation.T, gram, lam, 0.1 * tol * lam).T
+        correlation = push[:, todo] - gram @ alpha[:, todo]
+        gap = kkt_gap(alpha[:, todo], correlation, lam)
+        todo = todo[gap > tol * lam]
+        size = min(2 * size, K)
+    return alpha, rounds
+
+
+def _descend(
+    alpha: Tensor, chosen: Tensor, kept: Tensor, correlation: Tensor, gram: Tensor, lam: float, goal: float
+) -> Tensor:
+    """Cyclic coordinate descent of every vector on its own candidates; returns alpha [b, K] with those replaced.
+
+    Args:
+        alpha: [b, K]. chosen: [b, s] candidates of each vector. kept: [b, s] their activations.
+        correlation: [b, K] Phi^T r. goal: stop when no activation moves by more than this in a sweep.
+    """
+    s = chosen.shape[1]
+    # [s, b, s]: what one unit of candidate i takes from the correlations of all candidates.
+    coupling = gram[chosen.T.unsqueeze(-1), chosen.unsqueeze(0)]
+    excess = correlation.gather(1, chosen) - lam  # [b, s] phi_j . r - lam
+    values = kept.clone()
+    for _ in range(200):
+        moved = torch.zeros((), dtype=alpha.dtype, device=alpha.device)
+        for i in range(s):
+            new = (values[:, i] + excess[:, i]).clamp(min=0)  # phi_i has norm 1: the minimum along this coordinate
+            change = new - values[:, i]
+            values[:, i] = new
+            excess.addcmul_(change.unsqueeze(1), coupling[i], value=-1)
+            moved = torch.maximum(moved, change.abs().max())
+        if float(moved) <= goal:
+            break
+    return alpha.scatter(1, chosen, values)

@@ -1,0 +1,124 @@
+"""Trained runs: train one, open one again, its codes, groups, names and reliability."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from shared.checkpoint import Checkpoints
+from shared.cli import override
+from shared.config import UserError
+from shared.device import choose_device
+from shared.run import saved_config, write_json
+from word_factors.config import TrainConfig
+from word_factors.embedding import Embedding
+from word_factors.model import FactorModel, load_codes, save_codes
+from word_factors.preprocess import Transform
+from word_factors.sources import open_source
+
+MEMBER = "word-factors"
+MODEL_FILE, CODES_FILE, GROUPS_FILE, NAMES_FILE = "model.pt", "codes.npz", "groups.json", "names.yaml"
+
+
+@dataclass
+class Run:
+    """A trained run at hand.
+
+    Attributes:
+        folder: where it lies. config: its flags. model: dictionary with its embedding.
+        device: where codes are computed. quiet: no progress bar.
+    """
+
+    folder: Path
+    config: TrainConfig
+    model: FactorModel
+    device: str = "cpu"
+    quiet: bool = False
+
+    @property
+    def embedding(self) -> Embedding:
+        """The embedding that was taken apart."""
+        assert self.model.embedding is not None
+        return self.model.embedding
+
+    @cached_property
+    def codes(self) -> sparse.csr_array:
+        """[V, K] codes of the vocabulary; kept in the run folder, computed where they are missing or of another
+        dictionary."""
+        path = self.folder / CODES_FILE
+        if path.exists():
+            codes, digest = load_codes(path)
+            if digest == self.model.digest:
+                return codes
+        codes = self.model.encode(device=self.device, quiet=self.quiet)
+        save_codes(codes, self.model.digest, path)
+        return codes
+
+    @cached_property
+    def phi(self) -> NDArray[np.float32]:
+        """[d, K]."""
+        return self.model.phi.numpy()
+
+    @cached_property
+    def vectors(self) -> NDArray[np.float32]:
+        """[V, d] preprocessed vectors."""
+        return self.model.vectors()
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64] | None:
+        """[K] group of each factor, if `groups` has been run on this dictionary."""
+        path = self.folder / GROUPS_FILE
+        if not path.exists():
+            return None
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return np.array(kept["labels"], dtype=np.int64) if kept.get("model") == self.model.digest else None
+
+    def keep_labels(self, labels: NDArray[np.int64], how: dict[str, Any]) -> None:
+        """Keep groups for the other commands."""
+        write_json(self.folder / GROUPS_FILE, {"model": self.model.digest, **how, "labels": labels.tolist()})
+
+
+def open_run(folder: Path, data_root: Path | None = None, device: str = "auto", quiet: bool = False) -> Run:
+    """Open a run, finished or stopped at a checkpoint.
+
+    Raises:
+        UserError: no run there, no checkpoint yet, missing data, an embedding that has changed since.
+    """
+    saved = saved_config(folder, TrainConfig, MEMBER)
+    config = override(saved, data_root=data_root or saved.data_root, resume=None, quiet=quiet)
+    embedding = open_source(override(config, weighting="uniform"), folder).embedding
+    if (folder / MODEL_FILE).exists():
+        model = FactorModel.load(folder / MODEL_FILE)
+    else:
+        state = Checkpoints(folder / "checkpoints").load("newest")
+        if state is None:
+            raise UserError("run folder", folder, "one with a checkpoint", "Has the run reached its first checkpoint?")
+        kept = state["task"]["dictionary"]
+        transform = Transform.fit(config.preprocess, embedding.vectors)
+        model = FactorModel(kept["phi"], float(kept["lam"]), transform, embedding.digest)
+    return Run(folder, config, model.attach(embedding), str(choose_device(device)), quiet)
+
+
+def open_others(first: Run, folders: Sequence[Path], data_root: Path | None, device: str, quiet: bool) -> list[Run]:
+    """Further runs whose dictionaries live in the space of the first.
+
+    Raises:
+        UserError: one was learned on vectors of another embedding or preprocessing.
+    """
+    runs = [open_run(folder, data_root, device, quiet) for folder in folders]
+    for run in runs:
+        same = run.model.vocabulary == first.model.vocabulary
+        if not same or run.config.preprocess != first.config.preprocess:
+            hint = "`word-factors reliability` compares activations on shared words for runs on different vectors."
+            raise UserError(
+                "--others", run.folder, f"runs on {first.embedding.name}, --preprocess {first.config.preprocess}", hint
+            )
+    return runs
