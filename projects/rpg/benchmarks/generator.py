@@ -25,7 +25,8 @@ from torch import Tensor
 
 from rpg.generate import generate, tables_of
 from rpg.plan import Plan, make_plan
-from shared.device import Timer, describe
+from shared.device import describe
+from shared.races import race, ratio
 
 RING = 512 * 512 * 3 * 3  # M: the largest layer of ResNet-18
 REQUIRED = {1: 3.0, 64: 8.0}
@@ -59,19 +60,6 @@ def ours(plan: Plan, ring: Tensor, gradients: Sequence[Tensor]) -> Callable[[], 
         return torch.autograd.grad(generate(ring, tables), ring, gradients)[0]
 
     return both
-
-
-def race(contestants: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Milliseconds of every turn, by name; one turn each to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(repeats + 1):
-        for name, run in contestants.items():
-            timer = Timer(device)
-            with timer:
-                run()
-            if turn:
-                times[name].append(timer.milliseconds())
-    return times
 
 
 def main() -> int:
@@ -118,12 +106,10 @@ def main() -> int:
         times = race({**contestants, "copy": flat.clone}, repeats, device)
         row = {f"{name}_ms": statistics.median(turns) for name, turns in times.items()}
         row |= {f"{name}_least_ms": min(turns) for name, turns in times.items()}
-        # The ratio of each turn sees both under the same disturbance.
-        row["ratio"] = statistics.median(a / b for a, b in zip(times["authors"], times["ours"], strict=True))
+        row["ratio"] = ratio(times, "authors", "ours")
         aside = ""
         if chunk > 1:
-            ratios = (theirs / mine for theirs, mine in zip(times["same_plan"], times["ours"], strict=True))
-            row["ratio_same_plan"] = statistics.median(ratios)
+            row["ratio_same_plan"] = ratio(times, "same_plan", "ours")
             aside = f"; on the same plan {row['ratio_same_plan']:.1f}"
         row["ratio_of_least"] = row["authors_least_ms"] / row["ours_least_ms"]
         results[f"chunk {chunk}"] = row

@@ -73,7 +73,8 @@ def test_every_logged_number_is_there(planted: Planted, tmp_path: Path) -> None:
 @pytest.mark.parametrize("update", ["online", "quadratic"])
 def test_resumed_run_is_the_run_never_stopped(planted: Planted, tmp_path: Path, update: Any) -> None:
     config = replace(BASE, update=update, steps=40, checkpoint_every=7, weighting="sqrt", target_active=3.0)
-    learn(replace(config, out=tmp_path / "whole"), planted[0], None)
+    embedding = planted[0].first(100)
+    learn(replace(config, out=tmp_path / "whole"), embedding, None)
 
     class Interrupted(WordFactors):
         def step(self, batch: Any) -> Any:
@@ -83,8 +84,8 @@ def test_resumed_run_is_the_run_never_stopped(planted: Planted, tmp_path: Path, 
 
     stopped = replace(config, out=tmp_path / "stopped")
     with pytest.raises(Stopped):
-        Loop(Interrupted(stopped, Source(planted[0])), stopped, MEMBER).run()
-    learn(replace(stopped, resume=tmp_path / "stopped"), planted[0], None)
+        Loop(Interrupted(stopped, Source(embedding)), stopped, MEMBER).run()
+    learn(replace(stopped, resume=tmp_path / "stopped"), embedding, None)
     assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
 
 
@@ -101,14 +102,14 @@ def test_vectors_trained_for_a_run_lie_beside_it(planted: Planted, tmp_path: Pat
 
 
 def test_target_active_is_reached(planted: Planted) -> None:
-    task, summary = learn(replace(BASE, target_active=4.0), planted[0])
+    task, summary = learn(replace(BASE, target_active=4.0), planted[0].first(150))
     assert summary["metrics"]["active"] == pytest.approx(4.0, abs=0.5)
     assert task.dictionary.lam != BASE.lam
 
 
 def test_lam_for_hits_its_target_and_refuses_the_impossible(planted: Planted) -> None:
     embedding, phi, _ = planted
-    X, dictionary = torch.from_numpy(embedding.vectors.T.copy()), torch.from_numpy(phi)
+    X, dictionary = torch.from_numpy(embedding.vectors[:100].T.copy()), torch.from_numpy(phi)
     for target in (1.5, 3.0, 5.0):
         assert judge(X, dictionary, lam_for(X, dictionary, target))["active"] == pytest.approx(target, abs=0.1)
     with pytest.raises(UserError, match="--target-active"):
@@ -150,7 +151,7 @@ def test_reseeding_brings_a_dead_factor_back(planted: Planted) -> None:
     embedding = replace(planted[0], vectors=np.abs(planted[0].vectors))  # all vectors in one orthant
     unused = []
     for reseed in (False, True):
-        config = replace(BASE, reseed=reseed, average=10, steps=80)
+        config = replace(BASE, reseed=reseed, average=10, steps=80, lam=0.5)
         task = Broken(config, Source(embedding))
         Loop(task, config, MEMBER, folder=False).run()
         unused.append(task.dead.reseeded)

@@ -209,9 +209,11 @@ def _solve_piece(
     push = phi.T @ X  # [K, B]
     alpha = fista(X, phi, lam, warm_steps).alpha
     todo = torch.arange(X.shape[1], device=X.device)
-    size, rounds = min(candidates, K), 0
-    while len(todo) and rounds < max_rounds:
+    size, rounds, whole = min(candidates, K), 0, 0
+    # With all factors as candidates nothing is left to be found: what little remains is rounding.
+    while len(todo) and rounds < max_rounds and whole < 3:
         rounds += 1
+        whole += size == K
         a = alpha[:, todo]
         correlation = push[:, todo] - gram @ a
         # Active factors first, then those that push hardest to become active.

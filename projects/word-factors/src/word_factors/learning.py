@@ -39,7 +39,8 @@ from word_factors.weighting import WordSampler, root_frequency, weights
 
 JUDGED = 1000  # words that an evaluation during training encodes
 BISECTED = 500  # words on which the weight of the activations is sought
-RETARGETS = 10  # times that it is sought again, over the first half of a run
+RETARGETS = 5  # times that it is sought again, over the first half of a run
+LEAST = 1e-3  # weights below this share of the largest correlation are not sought
 PATIENCE = 5  # a factor is dead after this many times --average words without use
 
 
@@ -185,7 +186,7 @@ class WordFactors(Task):
         return lam if self.loop.step >= warmup else lam * (1 + 2 * self.loop.step / warmup) / 3
 
     def _retarget(self) -> None:
-        """As the dictionary improves, fewer factors serve: seek lam again at ten places of the run's first half."""
+        """As the dictionary improves, fewer factors serve: seek lam again at a few places of the run's first half."""
         every = max(1, self.loop.total // (2 * RETARGETS))
         step = self.loop.step
         if self.config.target_active is None or step == 0 or step % every or step > self.loop.total // 2:
@@ -275,14 +276,17 @@ def lam_for(X: Tensor, phi: Tensor, active: float, steps: int = 25) -> float:
     Raises:
         UserError: more factors than any weight makes active.
     """
-    high = lam_max(X, phi)
-    low = 1e-4 * high
+    low = high = lam_max(X, phi)
+    found = 0.0
 
     def count(lam: float) -> float:
         return float((solve(X, phi, lam, tol=1e-2).alpha > ACTIVE).sum(dim=0).float().mean())
 
-    if count(low) < active:
-        raise UserError("--target-active", active, f"at most {count(low):.1f}, what a weight of {low:.2g} gives")
+    while found < active:  # from above: small weights are the slow ones
+        high, low = low, low / 2
+        if high < LEAST * lam_max(X, phi):
+            raise UserError("--target-active", active, f"at most {found:.1f}, what a weight of {high:.2g} gives")
+        found = count(low)
     for _ in range(steps):
         middle = float(np.sqrt(low * high))
         if count(middle) > active:
