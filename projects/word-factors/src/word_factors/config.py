@@ -395,16 +395,18 @@ class GenerateConfig(RunChoice):
     """Factors along which pairs are sought."""
     groups: tuple[int, ...] = ()
     """Groups of factors, likewise."""
-    low: float = 0.02
+    low: float = 0.01
     """A pair's first word has less activation than this."""
-    high: float = 0.1
+    high: float = 0.15
     """Its second word has more."""
-    gamma: float = 1.0
-    """Step along the factor, in units of its mean activation where it is active."""
-    questions: int = 500
-    """Questions a section at most."""
+    gamma: float | None = None
+    """Step along the factor. Default: its mean activation in the words that have it."""
+    alike: float = 0.6
+    """Least cosine of the two codes without the factor."""
+    pairs: int = 30
+    """Pairs a section at most."""
     seed: int = 0
-    """Seed of the shuffled control and of the choice of questions."""
+    """Seed of the shuffled control."""
     out: Path | None = None
     """Where the questions go. Default: <run>/generated.txt."""
     force: bool = False
@@ -413,9 +415,11 @@ class GenerateConfig(RunChoice):
     def __post_init__(self) -> None:
         if not self.factors and not self.groups:
             raise UserError("--factors", "none", "factor numbers (see `factors`), or --groups (see `groups`)")
-        check_range("--low", self.low, 0)
+        check_range("--low", self.low, 0, open_low=True)
         check_range("--high", self.high, self.low)
-        check_range("--questions", self.questions, 1)
+        check_range("--gamma", self.gamma, 0, open_low=True)
+        check_range("--alike", self.alike, -1, 1)
+        check_range("--pairs", self.pairs, 2)
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,9 @@ class Generated:
     pairs: NDArray[np.int64]
     alike: NDArray[np.float32]
 
-    def section(self, words: Sequence[str]) -> Section:
+    def section(self, words: tuple[str, ...]) -> Section:
         """All ordered combinations of the pairs, as words."""
-        return Section.of_pairs(self.name, [Pair(words[u], (words[v],)) for u, v in self.pairs])
+        return Section.of_pairs(self.name, [Pair(words[u], (words[v],)) for u, v in self.pairs.tolist()])
 
 
 @dataclass(frozen=True)

@@ -122,3 +122,19 @@ def open_others(first: Run, folders: Sequence[Path], data_root: Path | None, dev
                 "--others", run.folder, f"runs on {first.embedding.name}, --preprocess {first.config.preprocess}", hint
             )
     return runs
+
+
+def fresh(path: Path, force: bool) -> Path:
+    """`path`, which must not exist unless `force`.
+
+    Raises:
+        UserError: it does.
+    """
+    if path.exists() and not force:
+        raise UserError("--out", path, "a file that does not exist, or --force to replace it")
+    return path
+
+
+def factor_names(run: Run) -> list[str]:
+    """[K] the name that a person gave each factor, else its three top words."""
+    return [str(j) for j in range(run.model.K)]

@@ -1,0 +1,196 @@
+"""The verbs that compare factors with something made by hand: `analogy`, `explain`, `generate`, `classes`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from shared.cli import print_table
+from shared.config import UserError
+from shared.run import write_json
+from word_factors import figures
+from word_factors.analogy import Space
+from word_factors.config import AnalogyConfig, ClassesConfig, ExplainConfig, GenerateConfig
+from word_factors.manipulation import Factors, differences
+from word_factors.protocols import Named, evaluate
+from word_factors.questions import AnalogyTask, IndexedTask
+from word_factors.runs import Run, factor_names, fresh, open_run
+
+SHOWN_RULES = ("3CosAdd", "boost", "group-boost", "random", "base+offset", "3CosAvg", "LRCos")
+
+
+def google_questions() -> Path:
+    """The Google analogy questions, as they ship inside gensim: 19,544 in 14 sections.
+
+    Raises:
+        UserError: gensim is not installed whole.
+    """
+    try:
+        from gensim.test.utils import datapath
+    except ImportError as error:
+        raise UserError("gensim", "not installed", "gensim >= 4.4, with its test data", str(error)) from error
+    path = Path(datapath("questions-words.txt"))
+    if not path.exists():
+        raise UserError("--questions", path, "a file of questions: this gensim comes without its test data")
+    return path
+
+
+def task_of(questions: Path | None, bats: Path | None) -> AnalogyTask:
+    """The questions that flags name."""
+    if questions is not None and bats is not None:
+        raise UserError("--questions and --bats", [questions, bats], "one of them")
+    return AnalogyTask.from_bats(bats) if bats is not None else AnalogyTask.from_file(questions or google_questions())
+
+
+def space_of(run: Run, task: IndexedTask) -> tuple[Space, Factors]:
+    """A run's vocabulary as unit vectors, and its factors in that space."""
+    space = Space(run.vectors, task.forms, device=run.device)
+    return space, Factors(run.phi, run.codes, run.labels, space.norms)
+
+
+def analogy(config: AnalogyConfig) -> int:
+    """`word-factors analogy`."""
+    run = open_run(config.run, config.data_root, config.device, config.quiet)
+    task = task_of(config.questions, config.bats).in_vocabulary(run.embedding)
+    space, factors = space_of(run, task)
+    rules = ["3CosMul", "PairDirection", "only-b", "only-c", "boost", "mask", "set", "code"]
+    rules += ["boost-sources"] if config.protocol != "named" else []
+    rules += ["group-boost"] if factors.labels is not None else []
+    table = evaluate(
+        task, space, factors, rules, config.protocol, splits=config.splits, seed=config.seed,
+        named=named_sections(config) or None, quiet=config.quiet,
+    )  # fmt: skip
+    shown = [rule for rule in SHOWN_RULES if rule in table.rules]
+    rows = [
+        (part.section, part.questions, *(part.accuracy(rule) for rule in shown)) for part in table.sections
+    ]
+    rows += [("all, by question", sum(p.questions for p in table.sections), *(table.micro(rule) for rule in shown))]
+    rows += [("all, by section", "", *(table.macro(rule) for rule in shown))]
+    optimistic = ", optimistic: fitted on what is tested" if table.optimistic else ""
+    print_table(f"analogies, {config.protocol}{optimistic}", ("section", "questions", *shown), rows, config.quiet)
+    others = [(rule, table.micro(rule), table.macro(rule)) for rule in table.rules if rule not in shown]
+    print_table("further rules", ("rule", "by question", "by section"), others, config.quiet)
+    if not config.quiet:
+        for report in task.coverage:
+            if report.dropped:
+                print(report)
+        if table.skipped:
+            skipped = ", ".join(f"{name} ({pairs} pairs)" for name, pairs in table.skipped)
+            print(f"skipped, too few pairs or not named: {skipped}")
+        if table.micro("3CosAdd") < 0.1:
+            print("3CosAdd itself answers next to nothing: the corpus was too small for analogies.")
+        bars = {rule: [part.accuracy(rule) for part in table.sections] for rule in shown}
+        drawn = figures.accuracy_by_section(
+            run.folder / "figures" / f"analogy-{config.protocol}", [part.section for part in table.sections], bars
+        )
+        print(f"figure: {drawn}")
+    if config.out is not None:
+        write_json(config.out, {**table.to_json(), "embedding": run.embedding.name, "seed": config.seed})
+    return 0
+
+
+def named_sections(config: AnalogyConfig) -> dict[str, Named]:
+    """`--named section=12+40` and `section=g3` as what `evaluate` takes.
+
+    Raises:
+        UserError: an entry of another form.
+    """
+    found = {}
+    for entry in config.named:
+        section, _, what = entry.rpartition("=")
+        parts = what.split("+")
+        if not section or not all(part.removeprefix("g").isdigit() for part in parts):
+            raise UserError("--named", entry, "section=factor+factor or section=g<group>, e.g. gram4-superlative=12+40")
+        groups = tuple(int(part[1:]) for part in parts if part.startswith("g"))
+        chosen = tuple(int(part) for part in parts if not part.startswith("g"))
+        found[section] = Named(chosen, groups, config.gamma)
+    return found
+
+
+def explain(config: ExplainConfig) -> int:
+    """`word-factors explain`."""
+    from word_factors.manipulation import explain as contrast
+
+    run = open_run(config.run, config.data_root, config.device, config.quiet)
+    a, b, c, d = run.embedding.rows(config.words).tolist()
+    found = contrast(run.codes, a, b, c, d, run.labels, config.count)
+    names = factor_names(run)
+    words = config.words
+    for (left, right), part in (((words[0], words[1]), found.ab), ((words[2], words[3]), found.cd)):
+        rows = [(j, names[j], f"{change:+.3f}") for j, change in part.factors]
+        print_table(f"from {left} to {right}", ("factor", "name", "change"), rows, config.quiet)
+        if part.groups:
+            members = [(g, group_words(run, names, g), f"{change:+.3f}") for g, change in part.groups[: config.count]]
+            print_table("in groups", ("group", "factors", "change"), members, config.quiet)
+    shared = [(j, names[j], f"{change:+.3f}") for j, change in found.shared]
+    print_table("what both have in common", ("factor", "name", "smaller change"), shared, config.quiet)
+    deltas = list(differences(run.codes, np.array([[a, b], [c, d]])))
+    out = config.out or run.folder / "figures" / f"explain-{'-'.join(words)}"
+    path = figures.analogy_difference(out, words, deltas, names, config.count)
+    if not config.quiet:
+        print(f"figure: {path}")
+    return 0
+
+
+def group_words(run: Run, names: list[str], group: int, most: int = 3) -> str:
+    """A group by its most used factors."""
+    assert run.labels is not None
+    members = np.flatnonzero(run.labels == group)
+    use = np.bincount(run.codes.indices, minlength=run.model.K)
+    chosen = members[np.argsort(-use[members], kind="stable")][:most]
+    return " | ".join(names[j] for j in chosen) + (" ..." if len(members) > most else "")
+
+
+def generate(config: GenerateConfig) -> int:
+    """`word-factors generate`."""
+    from word_factors.generate import generate as pairs_along
+    from word_factors.generate import generated_task, score
+
+    run = open_run(config.run, config.data_root, config.device, config.quiet)
+    out = fresh(config.out or run.folder / "generated.txt", config.force)
+    forms = {}
+    rows = np.array([forms.setdefault(word.lower(), row) for row, word in enumerate(run.embedding.words)])
+    space = Space(run.vectors, rows, device=run.device)
+    factors = Factors(run.phi, run.codes, run.labels, space.norms)
+    names = factor_names(run)
+    wanted = [(f"factor{j}-{slug(names, j)}", [j]) for j in config.factors]
+    for group in config.groups:
+        if run.labels is None or group not in run.labels:
+            valid = "a run with groups: `word-factors groups` first" if run.labels is None else "a group of this run"
+            raise UserError("--groups", group, valid)
+        wanted.append((f"group{group}", np.flatnonzero(run.labels == group).tolist()))
+    found = [
+        pairs_along(
+            space, factors, chosen, title, low=config.low, high=config.high, gamma=config.gamma, alike=config.alike,
+            most=config.pairs,
+        )
+        for title, chosen in wanted
+    ]  # fmt: skip
+    task = generated_task(found, run.embedding)
+    task.to_file(out)
+    scores = {part.section: part for part in score(task.in_vocabulary(run.embedding), space, config.seed)}
+    body = []
+    for part in found:
+        examples = ", ".join(f"{run.embedding.words[u]}-{run.embedding.words[v]}" for u, v in part.pairs[:4].tolist())
+        result = scores.get(part.name)
+        accuracy = ("-", "-") if result is None else (result.accuracy, result.shuffled)
+        body.append((part.name, len(part.pairs), *accuracy, examples))
+    columns = ("section", "pairs", "3CosAdd", "shuffled pairs", "examples")
+    print_table("generated analogies", columns, body, config.quiet)
+    if not config.quiet:
+        print(out)
+    return 0
+
+
+def slug(names: list[str], j: int) -> str:
+    """A factor's name as part of a section's."""
+    return "-".join(names[j].replace(",", " ").split())
+
+
+def classes(config: ClassesConfig) -> int:
+    """`word-factors classes`."""
+    from word_factors.classes import BASELINES, class_lexicon, class_table
+
+    run = open_run(config.run, config.data_root, config.device, config.quiet)
+    lexicon = class_lexicon(config.questions or google_questions(), config.bats, config.lists)
