@@ -2,9 +2,10 @@
 
     python projects/word-factors/benchmarks/encode.py [--vectors PATH] [--threads 1] [--quick]
 
-Both solve the same non-negative lasso on the same dictionary, in this process, in turns. scikit-learn's coordinate
-descent runs with the smallest number of sweeps, of a doubling series, whose codes satisfy the optimality conditions as
-well as ours. FISTA to the same tolerance, and a copy of the codes, stand beside. Required: five times as fast.
+Both solve the same non-negative lasso on the same dictionary, in this process, in turns; violations of the optimality
+conditions are printed for both. scikit-learn runs as anyone would call it on float32 word vectors, where its stopping
+rule is out of reach of the precision for some words, and on a float64 copy, where it is not. The requirement, five times
+as fast, is held against the faster of the two. FISTA to the same tolerance and a copy of the codes stand beside.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import statistics
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,23 +66,11 @@ def worst(x: NDArray[np.float32], phi: Tensor, alpha: Tensor) -> float:
     return float(kkt_gap(alpha, phi.T @ (X - phi @ alpha), LAM).max() / LAM)
 
 
-def sweeps_needed(x: NDArray[np.float32], phi: Tensor, tol: float) -> int:
-    """The smallest number of coordinate-descent sweeps, of 5, 10, 20, ..., with which scikit-learn meets `tol`."""
-    sweeps = 5
-    while sweeps < 5000:
-        if worst(x, phi, torch.from_numpy(theirs(x, phi, sweeps).T)) <= tol:
-            return sweeps
-        sweeps *= 2
-    return sweeps
-
-
-def theirs(x: NDArray[np.float32], phi: Tensor, sweeps: int) -> NDArray[np.float32]:
-    """[n, K] codes by scikit-learn."""
+def theirs(x: NDArray[np.floating], phi: NDArray[np.floating]) -> NDArray[np.floating]:
+    """[n, K] codes by scikit-learn; phi is [d, K]."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns of a tolerance of its own
-        return sparse_encode(
-            x, phi.T.numpy(), algorithm="lasso_cd", alpha=LAM, positive=True, max_iter=sweeps, check_input=False
-        )
+        warnings.simplefilter("ignore")  # that its tolerance was not reached
+        return sparse_encode(x, phi.T, algorithm="lasso_cd", alpha=LAM, positive=True)
 
 
 def main() -> int:
@@ -96,32 +86,34 @@ def main() -> int:
     x = words(options.vectors, max(count, K))[:count]
     phi = learned(words(options.vectors, max(2 * count, K)), K, 5 if options.quick else 40)
     X = torch.from_numpy(np.ascontiguousarray(x.T))
-    ours = solve(X, phi, LAM, tol=1e-3)
-    tol = float(ours.gap.max() / LAM)
-    sweeps = sweeps_needed(x, phi, tol)
-    steps = fista(X, phi, LAM, 5000, tol=max(tol, 1e-4), restart=True).steps
+    ours = solve(X, phi, LAM)
+    steps = fista(X, phi, LAM, 5000, tol=1e-4, restart=True).steps
+    kinds = {"float32": np.float32, "float64": np.float64}
+    inputs = {name: (x.astype(kind), phi.numpy().astype(kind)) for name, kind in kinds.items()}
     active = float((ours.alpha > ACTIVE).sum(dim=0).float().mean())
-    found = worst(x, phi, torch.from_numpy(theirs(x, phi, sweeps).T))
     print(f"{count:,} words of {x.shape[1]} dimensions, {K} factors, {active:.1f} active")
     print(f"torch {torch.__version__}, {describe(torch.device('cpu'))['cpu']}, {options.threads} thread(s)")
-    print(f"violation of optimality: ours {tol:.1e}, scikit-learn {found:.1e} ({sweeps} sweeps)")
+    print(f"violation of optimality over lam: ours {float(ours.gap.max() / LAM):.1e}", end="")
+    for name, pair in inputs.items():
+        print(f", scikit-learn {name} {worst(x, phi, torch.from_numpy(theirs(*pair).T).float()):.1e}", end="")
+    print()
     times = race(
         {
-            "ours": lambda: solve(X, phi, LAM, tol=1e-3),
-            "scikit-learn": lambda: theirs(x, phi, sweeps),
+            "ours": lambda: solve(X, phi, LAM),
+            **{f"scikit-learn {name}": partial(theirs, *pair) for name, pair in inputs.items()},
             "fista": lambda: fista(X, phi, LAM, steps, restart=True),
             "copy": ours.alpha.clone,
         },
         repeats,
     )
     seconds = {name: statistics.median(turns) / 1000 for name, turns in times.items()}
-    faster = ratio(times, "scikit-learn", "ours")
-    met = faster >= REQUIRED
-    print(
-        f"scikit-learn {seconds['scikit-learn']:.2f} s, ours {seconds['ours']:.2f} s: {faster:.1f} times as fast "
-        f"(required {REQUIRED:g}: {'met' if met else 'missed'}); FISTA with restarts, {steps} steps, "
-        f"{seconds['fista']:.2f} s; a copy {1000 * seconds['copy']:.1f} ms"
-    )
+    ratios = {name: ratio(times, f"scikit-learn {name}", "ours") for name in kinds}
+    met = min(ratios.values()) >= REQUIRED
+    print(f"ours {seconds['ours']:.2f} s", end="")
+    for name, faster in ratios.items():
+        print(f"; scikit-learn {name} {seconds[f'scikit-learn {name}']:.2f} s: {faster:.1f} times as fast", end="")
+    print(f" (required {REQUIRED:g} against both: {'met' if met else 'missed'})")
+    print(f"FISTA with restarts, {steps} steps: {seconds['fista']:.2f} s; a copy {1000 * seconds['copy']:.1f} ms")
     return int(not met and not options.quick)
 
 

@@ -136,6 +136,7 @@ def test_hostile_words_names_and_titles_stay_text(tmp_path: Path) -> None:
     assert data["title"] == title
     assert data["details"] == [["<i>", "</script>"]]
     assert page.count("</script>") == 2  # the data and the program, each closed once
+    assert "<" not in page.split('id="content">')[1].split("</script>")[0]
     assert "<b>" not in page
     assert "innerHTML" not in page
     assert f"<title>{html.escape(title)}</title>" in page

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ TEXT_WITH_HEADER = (
 BINARY = ("euclidean_vectors.bin", "poincare_vectors.bin", "high_precision.kv.bin")
 
 
-def reference(name: str, **options: bool) -> KeyedVectors:
+def reference(name: str, **options: Any) -> KeyedVectors:
     return KeyedVectors.load_word2vec_format(datapath(name), **options)
 
 

@@ -60,7 +60,7 @@ def test_written_files_are_read_alike_by_us_and_by_gensim(suffix: str, toy: Embe
 
 def test_formats_without_counts_are_written_most_frequent_first(toy: Embedding, tmp_path: Path) -> None:
     write_vectors(toy.take([3, 1, 0, 2]), tmp_path / "a.txt")
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="Zipf"):
         assert read_vectors(tmp_path / "a.txt", quiet=True).words == toy.words
 
 
@@ -228,7 +228,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
 def test_a_zip_of_one_text_file_is_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.vec.zip", "w") as archive:
         archive.writestr("a.vec", "2 2\na 1 2\nb 3 4\n")
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="Zipf"):
         assert read_vectors(tmp_path / "a.vec.zip", quiet=True).words == ("a", "b")
 
 

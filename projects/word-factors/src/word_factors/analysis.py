@@ -190,7 +190,7 @@ def slug(names: list[str], j: int) -> str:
 
 def classes(config: ClassesConfig) -> int:
     """`word-factors classes`."""
-    from word_factors.classes import BASELINES, class_lexicon, class_table
+    from word_factors.classes import class_lexicon
 
     run = open_run(config.run, config.data_root, config.device, config.quiet)
     lexicon = class_lexicon(config.questions or google_questions(), config.bats, config.lists)

@@ -100,7 +100,9 @@ def read_corpus(path: Path, *, name: str | None = None, lower: bool = False, lon
                 for line in _lines(io.TextIOWrapper(raw, encoding="utf-8"), longest):
                     yield [token.lower() for token in line] if lower else line
         except UnicodeDecodeError as error:
-            raise UserError("corpus", path, "text in UTF-8", f"{error.reason}: {error.object[error.start]:#x}") from None
+            raise UserError(
+                "corpus", path, "text in UTF-8", f"{error.reason}: {error.object[error.start]:#x}"
+            ) from None
         except _UNREADABLE as error:
             raise UserError("corpus", path, "a file that can be read to its end", str(error)) from error
 
@@ -141,7 +143,9 @@ def vocabulary_of(counts: Mapping[str, float], min_count: float = 1, max_words: 
     """
     kept = [word for word, count in counts.items() if count >= min_count]
     if not kept:
-        raise UserError("--min-count", min_count, f"at most {max(counts.values(), default=0):g}, the most frequent word's")
+        raise UserError(
+            "--min-count", min_count, f"at most {max(counts.values(), default=0):g}, the most frequent word's"
+        )
     kept.sort(key=lambda word: -counts[word])  # stable
     return kept[:max_words]
 
@@ -229,7 +233,7 @@ def _parse_articles() -> Iterator[list[str]]:
         hint = "This build of gensim comes without its test data; PyPI's wheels have it."
         raise UserError("articles", "no such file", f"data at {dump}", hint)
     with bz2.open(dump) as file:
-        for title, text, page in wikicorpus.extract_pages(file, ("0",)):
+        for title, text, page in wikicorpus.extract_pages(file, ("0",)):  # pyright: ignore[reportArgumentType]
             tokens, _, _ = wikicorpus.process_article((text, title, page))
             ignored = any(title.startswith(space + ":") for space in wikicorpus.IGNORED_NAMESPACES)
             if len(tokens) >= wikicorpus.ARTICLE_MIN_WORDS and not ignored:  # redirects and stubs

@@ -182,10 +182,10 @@ def train_glove(
     check_range("--dim", dim, 1)
     check_range("epochs", epochs, 1)
     table = counts.tocoo()
-    n, V = table.nnz, table.shape[0]
+    n, V = table.nnz, len(counts.indptr) - 1
     if n == 0:
         raise UserError("corpus", "no two words of the vocabulary in one window", "text with co-occurrences")
-    row, column = (torch.from_numpy(part.astype(np.int32)) for part in table.coords)
+    row, column = (torch.from_numpy(part.astype(np.int32)) for part in (table.row, table.col))
     data = table.data.astype(np.float64)
     log_count = torch.from_numpy(np.log(data).astype(np.float32))
     weight = torch.from_numpy(fit_weight(data, x_max, power).astype(np.float32))
@@ -205,8 +205,8 @@ def train_glove(
                 total += float(loss)
                 for part, gradient, square in zip(parameters.all(), gradients.all(), squares, strict=True):
                     # Dense, yet the sparse rule: a word without a count in the batch has gradient 0 and stays.
+                    square.addcmul_(gradient, gradient)  # first: a batch's sum may be large, the step must not be
                     part.addcdiv_(gradient, square.sqrt(), value=-step)
-                    square.addcmul_(gradient, gradient)
                 bar.update(len(chosen) / n)
             losses.append(2 * total / n)
             bar.set_postfix(loss=f"{losses[-1]:.4f}")

@@ -2,8 +2,8 @@
 
     E(x, alpha) = 1/2 |x - Phi alpha|^2 + lam sum_j alpha_j,    alpha >= 0
 
-Three ways to the same minimum: `fista`, the paper's; `ista`, the same without momentum; `solve`, which starts as
-FISTA does and finishes on each word's few candidate factors, to a certified tolerance. Dimensions: d coordinates,
+Three ways to the same minimum: `fista`, the paper's; `ista`, the same without momentum; `solve`, which works on each
+word's few candidate factors, to a certified tolerance. Dimensions: d coordinates,
 K factors, B vectors side by side as columns.
 """
 
@@ -19,6 +19,8 @@ from shared.config import UserError, check_range
 
 ACTIVE = 1e-6
 """Activations above this count as active."""
+
+COUPLINGS = 1 << 22  # inner products of candidates that `solve` holds at a time: 16 MiB
 
 Form = Literal["auto", "residual", "gram"]
 
@@ -168,18 +170,17 @@ def solve(
     lam: float,
     tol: float = 1e-4,
     *,
-    warm_steps: int = 10,
-    candidates: int = 32,
-    max_rounds: int = 30,
+    candidates: int = 24,
+    max_rounds: int = 20,
     chunk: int = 2048,
 ) -> Codes:
-    """Codes to a certified tolerance: FISTA to see which factors matter, then coordinate descent on those.
+    """Codes to a certified tolerance, by working sets.
 
-    A code has a dozen active factors among hundreds. After `warm_steps` on all factors each vector keeps its own
-    `candidates` (active ones, then those with the largest correlation), and the small problems, gathered from
-    Phi^T Phi, are solved side by side. The optimality conditions are then checked on all K factors; vectors that
-    violate them go round again with twice the candidates. The minimum is that of `fista`, reached several times
-    faster; `Codes.steps` counts the rounds.
+    A code has a dozen active factors among hundreds. Each vector gets `candidates` of its own: active factors first,
+    then those with the largest correlation. The small problems, gathered from Phi^T Phi, are solved side by side: a few
+    sweeps of coordinate descent find which factors are active, a linear system then gives their activations. The
+    optimality conditions are checked on all K factors, and vectors that violate them go round again. The minimum is
+    that of `fista`, reached several times faster; `Codes.steps` counts the rounds.
 
     Args:
         X: [d, B]. phi: [d, K] with unit columns. lam: weight of the activations, positive.
@@ -194,63 +195,69 @@ def solve(
     parts: list[Tensor] = []
     rounds = 0
     for piece in X.split(chunk, dim=1):
-        alpha, used = _solve_piece(piece, phi, gram, lam, tol, warm_steps, candidates, max_rounds)
+        alpha, used = _solve_piece(piece.T @ phi, gram, lam, tol, candidates, max_rounds)
         parts.append(alpha)
         rounds = max(rounds, used)
-    alpha = torch.cat(parts, dim=1) if parts else X.new_zeros(phi.shape[1], 0)
+    alpha = torch.cat(parts).T.contiguous() if parts else X.new_zeros(phi.shape[1], 0)
     residual = X - phi @ alpha
     return Codes(alpha, residual, kkt_gap(alpha, phi.T @ residual, lam), rounds)
 
 
 def _solve_piece(
-    X: Tensor, phi: Tensor, gram: Tensor, lam: float, tol: float, warm_steps: int, candidates: int, max_rounds: int
+    push: Tensor, gram: Tensor, lam: float, tol: float, candidates: int, max_rounds: int
 ) -> tuple[Tensor, int]:
-    K = phi.shape[1]
-    push = phi.T @ X  # [K, B]
-    alpha = fista(X, phi, lam, warm_steps).alpha
-    todo = torch.arange(X.shape[1], device=X.device)
-    size, rounds, whole = min(candidates, K), 0, 0
+    """alpha [B, K] from push [B, K] = X^T Phi, and the rounds it took."""
+    K = push.shape[1]
+    alpha = torch.zeros_like(push)
+    todo = torch.arange(len(push), device=push.device)
+    size, sweeps, rounds, whole = min(candidates, K), 4, 0, 0
     # With all factors as candidates nothing is left to be found: what little remains is rounding.
     while len(todo) and rounds < max_rounds and whole < 3:
         rounds += 1
         whole += size == K
-        a = alpha[:, todo]
-        correlation = push[:, todo] - gram @ a
-        # Active factors first, then those that push hardest to become active.
-        score = torch.where(a > 0, a + float("inf"), correlation)
-        chosen = score.topk(size, dim=0).indices.T.contiguous()  # [b, s]
-        kept = a.T.gather(1, chosen)  # [b, s]
-        # Factors left out (more were active than there is room for) keep their activations for this round.
-        alpha[:, todo] = _descend(a.T, chosen, kept, correlation.T, gram, lam, 0.1 * tol * lam).T
-        correlation = push[:, todo] - gram @ alpha[:, todo]
-        gap = kkt_gap(alpha[:, todo], correlation, lam)
-        todo = todo[gap > tol * lam]
-        size = min(2 * size, K)
+        again = []
+        for rows in todo.split(max(1, COUPLINGS // size**2)):
+            a, b = alpha[rows], push[rows]
+            correlation = b if rounds == 1 else b - a @ gram
+            # Active factors first, then those that push hardest to become active. Where more are active than there
+            # is room for, those left out keep their activations for this round.
+            score = torch.where(a > 0, float("inf"), correlation)
+            chosen = score.topk(size, dim=1, sorted=False).indices  # [b, s]
+            values = _descend(a.gather(1, chosen), correlation.gather(1, chosen) - lam, chosen, gram, sweeps)
+            a = a.scatter_(1, chosen, values)
+            alpha[rows] = a
+            gap = kkt_gap(a.T, (b - a @ gram).T, lam)
+            again.append(rows[gap > tol * lam])
+        todo = torch.cat(again)
+        size, sweeps = min(size + candidates // 2 if rounds < 4 else 2 * size, K), min(2 * sweeps, 64)
     return alpha, rounds
 
 
-def _descend(
-    alpha: Tensor, chosen: Tensor, kept: Tensor, correlation: Tensor, gram: Tensor, lam: float, goal: float
-) -> Tensor:
-    """Cyclic coordinate descent of every vector on its own candidates; returns alpha [b, K] with those replaced.
+def _descend(values: Tensor, excess: Tensor, chosen: Tensor, gram: Tensor, sweeps: int) -> Tensor:
+    """Activations of every vector's candidates: coordinate descent, then the linear system of those it left active.
 
     Args:
-        alpha: [b, K]. chosen: [b, s] candidates of each vector. kept: [b, s] their activations.
-        correlation: [b, K] Phi^T r. goal: stop when no activation moves by more than this in a sweep.
+        values: [b, s] activations to start from. excess: [b, s] phi_j . r - lam there.
+        chosen: [b, s] which factors they are.
+
+    Returns: [b, s], of the two solutions the one that violates optimality less.
     """
-    s = chosen.shape[1]
-    # [s, b, s]: what one unit of candidate i takes from the correlations of all candidates.
-    coupling = gram[chosen.T.unsqueeze(-1), chosen.unsqueeze(0)]
-    excess = correlation.gather(1, chosen) - lam  # [b, s] phi_j . r - lam
-    values = kept.clone()
-    for _ in range(200):
-        moved = torch.zeros((), dtype=alpha.dtype, device=alpha.device)
-        for i in range(s):
-            new = (values[:, i] + excess[:, i]).clamp(min=0)  # phi_i has norm 1: the minimum along this coordinate
+    values, excess = values.clone(), excess.clone()
+    coupling = gram[chosen.T.unsqueeze(-1), chosen.unsqueeze(0)]  # [s, b, s]
+    for _ in range(sweeps):
+        for i in range(chosen.shape[1]):
+            new = (values[:, i] + excess[:, i]).clamp_(min=0)  # phi_i has norm 1: the minimum along this coordinate
             change = new - values[:, i]
             values[:, i] = new
             excess.addcmul_(change.unsqueeze(1), coupling[i], value=-1)
-            moved = torch.maximum(moved, change.abs().max())
-        if float(moved) <= goal:
-            break
-    return alpha.scatter(1, chosen, values)
+    active = values > 0
+    # Gram_SS alpha_S = (Phi^T x)_S - lam, rows and columns of inactive candidates replaced by those of the identity.
+    system = coupling.transpose(0, 1) * (active.unsqueeze(1) & active.unsqueeze(2))
+    target = (excess + torch.einsum("ibj,bj->bi", coupling, values)) * active
+    system.diagonal(dim1=1, dim2=2).masked_fill_(~active, 1.0)
+    factor, failed = torch.linalg.cholesky_ex(system)
+    solved = torch.cholesky_solve(target.unsqueeze(2), factor).squeeze(2) * active
+    left = excess + torch.einsum("ibj,bj->bi", coupling, values - solved)
+    better = (failed == 0) & (solved >= 0).all(dim=1)
+    better &= kkt_gap(solved.T, left.T, 0.0) <= kkt_gap(values.T, excess.T, 0.0)
+    return torch.where(better.unsqueeze(1), solved, values)

@@ -1,6 +1,7 @@
-"""Word vectors trained on a corpus: CBOW, skip-gram and fastText by gensim, GloVe by `glove`. Imports no torch, no gensim.
+"""Word vectors trained on a corpus: CBOW, skip-gram and fastText by gensim, GloVe by `glove`.
 
-The vocabulary is chosen here, once and the same for every method: by falling frequency, ties by first use.
+Imports neither torch nor gensim until asked to train. The vocabulary is chosen here, once
+and the same for every method: by falling frequency, ties by first use.
 """
 
 from __future__ import annotations
@@ -77,15 +78,15 @@ def train_vectors(
         from word_factors.glove import cooccurrences, train_glove
 
         index = {word: row for row, word in enumerate(words)}
-        vectors = train_glove(
-            cooccurrences(corpus, index, window), dim, epochs=epochs, seed=seed, quiet=quiet
-        ).vectors
+        vectors = train_glove(cooccurrences(corpus, index, window), dim, epochs=epochs, seed=seed, quiet=quiet).vectors
     else:
         vectors = _gensim_vectors(
             corpus, method, counts, dim=dim, window=window, epochs=epochs, negative=negative or NEGATIVE[method],
             workers=workers, seed=seed, quiet=quiet,
         )  # fmt: skip
-    return Embedding(tuple(words), vectors, np.array([*counts.values()], np.float64), "corpus", f"{method} on {corpus.name}")
+    return Embedding(
+        tuple(words), vectors, np.array([*counts.values()], np.float64), "corpus", f"{method} on {corpus.name}"
+    )
 
 
 def _gensim_vectors(

@@ -157,13 +157,17 @@ def write_vectors(embedding: Embedding, path: Path) -> None:
         return
     spaced = next((word for word in embedding.words if word.split() != [word]), None)
     if spaced is not None:
-        raise UserError("--out", path, "an .npz file", f"{spaced!r} holds white space, which {path.suffix} cannot keep.")
+        raise UserError(
+            "--out", path, "an .npz file", f"{spaced!r} holds white space, which {path.suffix} cannot keep."
+        )
     order = np.argsort(-embedding.counts, kind="stable")  # readers take the order for the frequency
     buffer.write(f"{len(embedding)} {embedding.dim}\n".encode())
     line = " ".join(["%.9g"] * embedding.dim) + "\n"
     for row in order:
         buffer.write(embedding.words[row].encode() + b" ")
-        buffer.write(vectors[row].tobytes() + b"\n" if path.suffix == ".bin" else (line % tuple(vectors[row].tolist())).encode())
+        buffer.write(
+            vectors[row].tobytes() + b"\n" if path.suffix == ".bin" else (line % tuple(vectors[row].tolist())).encode()
+        )
     write_atomically(path, buffer.getvalue())
 
 
@@ -219,7 +223,7 @@ def _read_npz(path: Path, limit: int | None, quiet: bool) -> _Read:
         found = f"vectors {vectors.dtype} {vectors.shape}, words {words.dtype} {words.shape}"
         raise UserError(f"{path}", found, "vectors [V, d] of numbers and words [V] of text")
     if len(words) != len(vectors) or (counts is not None and counts.shape != words.shape):
-        found = f"{len(vectors)} vectors, {len(words)} words" + (f", counts {counts.shape}" if counts is not None else "")
+        found = f"{len(vectors)} vectors, {len(words)} words, counts {None if counts is None else counts.shape}"
         raise UserError(f"{path}", found, "as many vectors and counts as words")
     checked = _checked(path, words[:limit].tolist(), vectors[:limit])
     return *checked, _own_counts(path, counts[:limit]) if counts is not None else None
