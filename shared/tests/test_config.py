@@ -37,6 +37,24 @@ def test_range_admits_exactly_its_interval(value: float) -> None:
             check_range("x", value, 0, 1, open_low=True)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "text"), [(1, float("inf"), "a number >= 1"), (float("-inf"), 2.5, "a number <= 2.5")]
+)
+def test_range_without_an_end_shows_no_infinity(low: float, high: float, text: str) -> None:
+    with pytest.raises(UserError, match=f"valid: {text}$"):
+        check_range("x", float("nan"), low, high)
+
+
+def test_refusal_is_a_value_error_that_is_not_taken_for_a_bad_file() -> None:
+    assert issubclass(UserError, ValueError)
+    with pytest.raises(UserError) as caught:
+        from_json(Fancy, {"nested": {"widhts": [1]}})
+    assert "did you mean 'widths'" in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        from_json(RunConfig, {"steps": 0})
+    assert caught.value.field == "--steps"  # not wrapped in a refusal of the whole file
+
+
 @dataclass(frozen=True)
 class Nested:
     widths: tuple[int, ...] = (1, 2)

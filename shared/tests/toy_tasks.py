@@ -172,6 +172,8 @@ class Unroll(Task):
 class ToyConfig(RunConfig):
     kind: Literal["regression", "gan", "dictionary", "unroll"] = "regression"
     """Which toy."""
+    others: tuple[Literal["regression", "gan", "dictionary", "unroll"], ...] = ()
+    """More toys: names that the tests of the command line misspell."""
     batch_size: int = 16
     """Samples a step and device."""
     noise: bool = True

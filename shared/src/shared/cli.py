@@ -19,6 +19,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import io
+import itertools
 import os
 import signal
 import socket
@@ -26,7 +28,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,14 +141,17 @@ class App:
         if verb.presets:
             manual += "\n\nPresets: " + ", ".join(verb.presets) + f" (default {next(iter(verb.presets))})."
         options: dict[str, Any] = {} if default is None else {"default": default}
-        return tyro.cli(
-            verb.config,
-            args=arguments,
-            prog=f"{self.member} {verb.name}",
-            description=manual,
-            config=(tyro.conf.PositionalRequiredArgs,),  # a field without default is given by place
-            **options,
-        )
+        if not {"-h", "--help"} & set(arguments):
+            _check_choices(verb.config, arguments)
+        with _own_refusals():
+            return tyro.cli(
+                verb.config,
+                args=arguments,
+                prog=f"{self.member} {verb.name}",
+                description=manual,
+                config=(tyro.conf.PositionalRequiredArgs,),  # a field without default is given by place
+                **options,
+            )
 
     def manual(self) -> str:
         """What `--help` without a verb prints."""
@@ -153,6 +160,63 @@ class App:
         lines += [f"  {name:<{width}}  {verb.summary}" for name, verb in self.verbs.items()]
         lines += ["", f"`{self.member} COMMAND --help` lists the flags of a command and their defaults."]
         return "\n".join(lines)
+
+
+def _check_choices(config: type[Any], arguments: Sequence[str], prefix: str = "--") -> None:
+    """Refuse a word that is none of its flag's choices with the nearest one: tyro only lists them."""
+    for field in dataclasses.fields(config):
+        hint = typing.get_type_hints(config)[field.name]
+        flag = prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            _check_choices(hint, arguments, flag + ".")
+        elif choices := _choices(hint):
+            for value in _values(arguments, flag, many=typing.get_origin(hint) is tuple):
+                check_choice(flag, value, choices)
+
+
+def _choices(hint: Any) -> list[str]:
+    """The words that a flag of this type can take; empty where it takes others too."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return [str(choice) for choice in inner]
+    if origin is tuple:
+        return _choices(inner[0]) if len(set(inner) - {Ellipsis}) == 1 else []
+    if origin in (typing.Union, types.UnionType):
+        parts = [["None"] if part is type(None) else _choices(part) for part in inner]
+        return [choice for part in parts for choice in part] if all(parts) else []
+    return []
+
+
+def _values(arguments: Sequence[str], flag: str, many: bool) -> list[str]:
+    """What is given after a flag, wherever it stands: one word, or all up to the next flag."""
+    found: list[str] = []
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name.replace("_", "-") != flag:
+            continue
+        following = list(itertools.takewhile(lambda word: not word.startswith("--"), arguments[position + 1 :]))
+        found += [value] if equals else following[: None if many else 1]
+    return found
+
+
+@contextlib.contextmanager
+def _own_refusals() -> Iterator[None]:
+    """Let a config's `UserError` through tyro, which would put any `ValueError` into a box of its own and exit."""
+    said = io.StringIO()
+    refused: BaseException | None = None
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except SystemExit as stop:
+        refused = stop
+        while refused is not None and not isinstance(refused, UserError):
+            refused = refused.__context__
+        if refused is not None:
+            raise refused from None
+        raise
+    finally:
+        if refused is None:
+            sys.stderr.write(said.getvalue())
 
 
 def _make_room(default: Any, arguments: Sequence[str]) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -26,8 +27,11 @@ CIRCUMSTANCES = frozenset(
 )
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Something a user can cause and mend. The command line prints it without a traceback and exits with 2.
+
+    A `ValueError`, so that whoever imports a member as a library need not know this class. Hence, where code catches
+    `ValueError` around a call that can refuse, it must let `UserError` through first.
 
     Args:
         field: what was wrong, in the user's words: a flag (`--ring-size`), a parameter name, a file.
@@ -93,8 +97,24 @@ def check_range(
     above = value > low if open_low else value >= low
     below = value < high if open_high else value <= high
     if not (above and below):
-        interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
-        raise UserError(field, value, f"a number in {interval}")
+        raise UserError(field, value, f"a number {_interval(low, high, open_low, open_high)}")
+
+
+def _interval(low: float, high: float, open_low: bool, open_high: bool) -> str:
+    """An interval in words; an end at infinity is left out."""
+
+    def text(bound: float) -> str:
+        # 2**63 - 1 is no "9.22337e+18": a bound that is shown must be one that can be typed.
+        return str(bound) if isinstance(bound, int) else f"{bound:g}"
+
+    bounded = [math.isfinite(bound) for bound in (low, high)]
+    if all(bounded):
+        return f"in {'(' if open_low else '['}{text(low)}, {text(high)}{')' if open_high else ']'}"
+    if bounded[0]:
+        return f"{'>' if open_low else '>='} {text(low)}"
+    if bounded[1]:
+        return f"{'<' if open_high else '<='} {text(high)}"
+    return "that is one"
 
 
 @dataclass(frozen=True)
@@ -190,6 +210,8 @@ def from_json(kind: type[Config], values: Mapping[str, Any], where: str = "confi
         check_choice(f"{where}: field", name, names)
     try:
         return kind(**{name: _cast(value, hints[name]) for name, value in values.items()})
+    except UserError:
+        raise  # a field's own refusal says more than we could
     except (TypeError, ValueError) as error:
         raise UserError(where, json.dumps(dict(values), default=str)[:200], str(error)) from error
 

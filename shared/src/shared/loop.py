@@ -452,6 +452,8 @@ def load_task(task: Task, state: Mapping[str, Any], member: str) -> None:
     for name, part in parts.items():
         try:
             part.load_state_dict(state["task"][name])
+        except UserError:
+            raise  # a part that refuses by itself says why
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"checkpoint: {name}", "its tensors", "those of this config", str(error)[:500]) from error
 
