@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import random
 import resource
 import signal
 import subprocess
@@ -132,12 +134,61 @@ def test_write_that_fails_half_way_leaves_the_earlier_checkpoint_and_no_litter(t
 
 
 def test_full_device_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
+    """/dev/full answers every write as a full disk does: while torch writes, and when the rest is flushed."""
     checkpoints = store(tmp_path)
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(UserError, match="no space left"):
-        checkpoints.save(state(4.0), 4)
-    monkeypatch.undo()
+    for size in (10, 1_000_000):
+
+        def full(**place: Any) -> tuple[int, str]:
+            return os.open("/dev/full", os.O_WRONLY), str(tmp_path / "temporary")
+
+        monkeypatch.setattr("tempfile.mkstemp", full)
+        with pytest.raises(UserError, match=r"step-000000004\.pt.*valid: .*\n.*no space left on the device") as caught:
+            checkpoints.save({"task": {"w": torch.ones(size)}}, 4)
+        monkeypatch.undo()
+        assert "intact" in caught.value.hint
+        assert "inline_container" not in str(caught.value)
     assert newest_value(checkpoints) == 3.0
+
+
+def mutated(content: bytes, dice: random.Random) -> bytes:
+    """A file after one accident: bits flipped, a piece lost, doubled, zeroed, or the end cut off."""
+    piece = bytearray(content)
+    begin = dice.randrange(len(piece))
+    end = min(len(piece), begin + dice.choice([1, 4, 64, 1024]))
+    how = dice.randrange(5)
+    if how == 0:
+        for _ in range(dice.choice([1, 8, 64])):
+            piece[dice.randrange(len(piece))] ^= 1 << dice.randrange(8)
+    elif how == 1:
+        del piece[begin:end]
+    elif how == 2:
+        piece[begin:begin] = piece[begin:end]
+    elif how == 3:
+        piece[begin:end] = bytes(end - begin)
+    else:
+        del piece[begin:]
+    return bytes(piece)
+
+
+def test_no_damage_is_anything_but_a_refusal_or_a_whole_checkpoint(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1.0), 1)
+    (entry,) = checkpoints.entries()
+    path = tmp_path / entry.name
+    content, dice = path.read_bytes(), random.Random(7)
+    said: list[str] = []
+    for _ in range(200):
+        path.write_bytes(mutated(content, dice))
+        try:
+            assert load_file(path)["format"] == 1  # a file without its manifest: torch's own checks alone
+        except UserError as error:
+            said.append(str(error))
+        if path.read_bytes() != content:  # with the checksum, no change at all passes
+            with pytest.raises(UserError):
+                load_file(path, entry.sha256)
+    assert len(said) > 50
+    assert not any("weights_only" in message for message in said)  # torch's advice to drop the guard is not passed on
+    for junk in (b"", b"key = 1\n", b"(", b"\x80\x02.", b"PK\x03\x04", bytes(range(256)), b"hello world\n" * 100):
+        path.write_bytes(junk)
+        with pytest.raises(UserError, match="checkpoint"):
+            load_file(path)

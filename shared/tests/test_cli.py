@@ -119,6 +119,18 @@ def test_a_bug_keeps_its_traceback(app: Any) -> None:
         app.main(["buggy"])
 
 
+def test_a_disk_that_is_full_wherever_it_was_noticed_is_no_bug(app: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    @app.verb(RunConfig)
+    def fill(config: RunConfig) -> int:
+        """Write what does not fit."""
+        with open("/dev/full", "w") as file:
+            file.write("x")
+        return 0
+
+    assert app.main(["fill"]) == 2
+    assert "toy: error: no space left on the device" in capsys.readouterr().err
+
+
 def test_processes_find_each_other_and_the_first_failure_ends_all(tmp_path: Path) -> None:
     code = (
         "import os, sys, time, pathlib; r = os.environ['RANK']; pathlib.Path(sys.argv[1], r).touch();\n"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
+from shared.config import UserError
 from shared.figures import figure
 
 
@@ -28,3 +30,10 @@ def test_figure_is_written_twice_and_not_blank(tmp_path: Path) -> None:
 def test_same_data_same_file(tmp_path: Path) -> None:
     assert draw(tmp_path / "one") == draw(tmp_path / "two")
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_full_disk_is_named_with_the_path(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"one.{suffix}").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"figure: got '.*one'.*\n.*no space left on the device"):
+        draw(tmp_path / "one")

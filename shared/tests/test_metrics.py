@@ -46,3 +46,11 @@ def test_tensorboard_shows_the_last_row_of_each_write(tmp_path: Path) -> None:
 def test_missing_metrics_are_refused_by_path(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"metrics\.jsonl"):
         list(read_metrics(tmp_path))
+
+
+def test_full_disk_is_named_with_the_path_and_closing_does_not_hide_it(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    writer = MetricsWriter(tmp_path)
+    with pytest.raises(UserError, match=r"metrics\.jsonl(?s:.*)no space left on the device.*intact"):
+        writer.write([{"step": 1, "loss": 0.5}])
+    writer.close()

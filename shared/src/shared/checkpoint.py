@@ -7,12 +7,9 @@ lies `manifest.json` with their checksums; a file that does not match is passed 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
-import os
 import pickle
-import tempfile
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +18,7 @@ from typing import Any, Literal
 import torch
 
 from shared.config import UserError
-from shared.run import sync_folder, write_json
+from shared.run import replacing, write_json, writing
 
 FORMAT = 1
 
@@ -56,7 +53,6 @@ class Checkpoints:
         """
         path = self.folder / f"step-{step:09d}.pt"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             digest = save_atomically({"format": FORMAT, "step": step, **state}, path)
             entries = [entry for entry in self.entries() if entry.name != path.name]
             entries.append(Entry(path.name, step, digest, score))
@@ -67,13 +63,9 @@ class Checkpoints:
                 kept.add(best.name)
             survivors = [entry for entry in entries if entry.name in kept]
             write_json(self.folder / "manifest.json", {"checkpoints": [asdict(entry) for entry in survivors]})
-        except (OSError, RuntimeError) as error:
-            # torch reports a failed write as RuntimeError from its zip writer.
-            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                why = "no space left on the device"
-            hint = f"Could not write it: {why}. Checkpoints written earlier are intact."
-            raise UserError("checkpoint", path, "a place with room that can be written", hint) from error
+        except UserError as error:
+            hint = f"{error.hint} Checkpoints written earlier are intact."
+            raise UserError("checkpoint", error.value, error.valid, hint) from error
         for old in self.folder.glob("step-*.pt"):
             if old.name not in kept:
                 old.unlink(missing_ok=True)
@@ -130,10 +122,15 @@ class _HashingFile:
 
     def __init__(self, handle: Any) -> None:
         self.handle, self.digest = handle, hashlib.sha256()
+        self.failure: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
-        return self.handle.write(data)
+        try:
+            return self.handle.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
 
     def flush(self) -> None:
         self.handle.flush()
@@ -143,52 +140,57 @@ def save_atomically(value: Any, path: Path) -> str:
     """`torch.save` into a temporary file of the same folder, fsync, rename. Returns the SHA-256 of the file.
 
     Raises:
-        OSError, RuntimeError: the write failed. `path` is as it was before.
+        UserError: the disk is full or refuses the write. `path` is as it was before.
     """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as handle:
-            target = _HashingFile(handle)
+    with writing(path), replacing(path) as handle:
+        target = _HashingFile(handle)
+        try:
             torch.save(value, target)  # pyright: ignore[reportArgumentType]
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+        except RuntimeError:
+            # torch's zip writer answers a failed write with an error about its own positions.
+            if target.failure is None:
+                raise
+            raise target.failure from None
     return target.digest.hexdigest()
 
 
+def load_plain(path: Path, field: str, valid: str, map_location: Any = "cpu") -> Any:
+    """Read a file of tensors and plain values; never runs code it contains.
+
+    Args:
+        path: the file. field: what it is, in the user's words. valid: what would be right.
+        map_location: as for `torch.load`.
+
+    Raises:
+        UserError: no such file, damaged, another kind of file, or one that wants to run code.
+    """
+    if not path.exists():
+        raise UserError(field, path, "a file that exists")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # garbage can make the unpickler raise anything
+        # Not torch's own words: they advise to load the file without the guard.
+        if isinstance(error, pickle.UnpicklingError):
+            why = "It is damaged, or asks for more than that; no code of it was run."
+        else:
+            why = f"It cannot be read ({type(error).__name__})."
+        raise UserError(field, path, valid, why) from error
+
+
 def load_file(path: Path, sha256: str = "", map_location: Any = "cpu") -> dict[str, Any]:
-    """Read one file of tensors and plain values; never runs code it contains.
+    """Read one checkpoint; never runs code it contains.
 
     Raises:
         UserError: no such file, damaged, not a checkpoint of ours, or one that wants to run code.
     """
-    if not path.exists():
-        raise UserError("checkpoint", path, "a file that exists")
-    if sha256:
+    if sha256 and path.exists():
         digest = hashlib.sha256()
         with open(path, "rb") as handle:
             while block := handle.read(1 << 20):
                 digest.update(block)
         if digest.hexdigest() != sha256:
             raise UserError("checkpoint", path, "an undamaged file", "Its checksum is not the one it was written with.")
-    try:
-        value = torch.load(path, map_location=map_location, weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        AttributeError,
-    ) as error:
-        hint = str(error).splitlines()[0][:200]
-        raise UserError("checkpoint", path, "an undamaged file of tensors and plain values", hint) from error
+    value = load_plain(path, "checkpoint", "an undamaged file of tensors and plain values", map_location)
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise UserError("checkpoint", path, f"a checkpoint of format {FORMAT}, written by `train`")
     return value

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.config import RunConfig, RunFailed, Stopped, UserError, check_choice
+from shared.run import is_full
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,12 @@ class App:
             except BrokenPipeError:  # the reader of our output left (`| head`)
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return 141
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                where = f" ({error.filename})" if error.filename else ""
+                print(f"{self.member}: error: no space left on the device{where}", file=sys.stderr)
+                return 2
             except SystemExit as stop:
                 # tyro exits by itself: 0 after --help, 2 after a flag it cannot take.
                 return stop.code if isinstance(stop.code, int) else int(stop.code is not None)

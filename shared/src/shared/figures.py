@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from shared.run import writing
+
 # Okabe and Ito's colours: told apart by colour-blind readers and in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
@@ -36,6 +38,9 @@ def figure(
         path: where to, without suffix; the folder is made.
         rows, columns, options: as for `matplotlib.pyplot.subplots`.
 
+    Raises:
+        UserError: the disk is full or refuses the write.
+
     Yields:
         (figure, axes) as `matplotlib.pyplot.subplots` gives them.
     """
@@ -51,8 +56,9 @@ def figure(
         FigureCanvasAgg(drawn)
         axes = drawn.subplots(rows, columns, **options)
         yield drawn, axes
-        path.parent.mkdir(parents=True, exist_ok=True)
         stem = path.with_suffix("") if path.suffix in (".png", ".svg") else path
-        drawn.savefig(f"{stem}.png", metadata={"Software": None})
-        if svg:
-            drawn.savefig(f"{stem}.svg", metadata={"Date": None})
+        with writing(path, "figure"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            drawn.savefig(f"{stem}.png", metadata={"Software": None})
+            if svg:
+                drawn.savefig(f"{stem}.svg", metadata={"Date": None})

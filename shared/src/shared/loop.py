@@ -444,6 +444,8 @@ def load_task(task: Task, state: Mapping[str, Any], member: str) -> None:
     Raises:
         UserError: a checkpoint of another member, or one whose parts are not this task's.
     """
+    if missing := {"member", "task", "step"} - set(state):
+        raise UserError("checkpoint", f"no {', '.join(sorted(missing))}", "a checkpoint written by `train`")
     if state["member"] != member:
         raise UserError("checkpoint", state["member"], f"a checkpoint of {member}")
     parts = task.state()

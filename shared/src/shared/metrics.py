@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from shared.config import UserError
+from shared.run import writing
+
+CHECKPOINTS_STAY = "Checkpoints written so far are intact."
 
 
 class MetricsWriter:
@@ -20,6 +24,9 @@ class MetricsWriter:
     Args:
         folder: the run's folder.
         keep_until: last step whose rows stay; None for a new run.
+
+    Raises:
+        UserError: (when writing) the disk is full or refuses the write.
     """
 
     def __init__(self, folder: Path, keep_until: int | None = None) -> None:
@@ -37,10 +44,12 @@ class MetricsWriter:
         rows = list(rows)
         if not rows:
             return
-        self._file.write("".join(_line(row) for row in rows))
-        self._file.flush()
+        with writing(self.path, "metrics", CHECKPOINTS_STAY):
+            self._file.write("".join(_line(row) for row in rows))
+            self._file.flush()
         if board:
-            self._to_board(rows[-1])
+            with writing(self._board_folder, "TensorBoard events", CHECKPOINTS_STAY):
+                self._to_board(rows[-1])
 
     def _to_board(self, row: Mapping[str, Any]) -> None:
         if self._board is None:
@@ -59,9 +68,12 @@ class MetricsWriter:
         self._board.add_figure(name, figure, step, close=False)
 
     def close(self) -> None:
-        self._file.close()
+        # Every row was flushed when it came: what cannot be written now has been refused then.
+        with contextlib.suppress(OSError):
+            self._file.close()
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ One process writes a folder at a time: a lock says so, and it dies with the proc
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -14,9 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from shared.config import RunConfig, UserError, differences, from_json, to_json
 
@@ -169,18 +171,66 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UserError("run folder", path, "readable JSON", str(error)) from None
 
 
+@contextlib.contextmanager
+def writing(path: Path, field: str = "file", hint: str = "") -> Iterator[None]:
+    """Around what writes to `path`: a disk that is full, or refuses, is the user's to mend, and is told as such.
+
+    Args:
+        path: what is being written.
+        field: what it is, in the user's words.
+        hint: one more sentence, such as what is still whole.
+
+    Raises:
+        UserError: the write failed; names the path and the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        why = "no space left on the device" if is_full(error) else error.strerror or str(error)
+        said = f"Could not write it: {why}." + (f" {hint}" if hint else "")
+        raise UserError(field, path, "a place with room that can be written", said) from error
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it follows from, says that a disk or a quota is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    """Write JSON so that a reader sees the old file or the new one, never half of one.
+
+    Raises:
+        UserError: as `write_atomically`.
+    """
     write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n").encode())
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Temporary file in the same folder, fsync, rename, fsync of the folder."""
+    """Temporary file in the same folder, fsync, rename, fsync of the folder.
+
+    Raises:
+        UserError: the disk is full or refuses the write. `path` is as it was before.
+    """
+    with writing(path), replacing(path) as handle:
+        handle.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file beside `path` that takes its name once it is written, whole and on the disk; its folder is made.
+
+    Raises:
+        OSError: the write failed. `path` is as it was before, and the temporary file is gone.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as handle:
-            handle.write(content)
+            yield handle
             handle.flush()
             os.fsync(handle.fileno())
         os.chmod(temporary, 0o644)
