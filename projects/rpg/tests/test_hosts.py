@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 
@@ -39,6 +40,37 @@ def test_unknown_option_lists_options():
     with pytest.raises(UserError, match="depth"):
         make_host("mlp", depth=-1)
     assert host_options("vit-tiny")["width"] == 192
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "wanted"),
+    [
+        ("mlp", "width", "abc", "a whole number"),
+        ("mlp", "width", 1.5, "a whole number"),
+        ("patch-resnet", "width", True, "a whole number"),
+        ("patch-resnet", "zero_init", 1, "true or false"),
+        ("resnet18", "form", 3, "a word"),
+        ("vit-tiny", "patch", "four", "a whole number"),
+        ("msblock", "beta", "big", "a number"),
+    ],
+)
+def test_option_of_another_type_is_refused_by_name(name: str, option: str, value: object, wanted: str):
+    with pytest.raises(UserError, match=f"{name}: option {option}: got '{value}'; valid: {wanted} \\(default"):
+        make_host(name, **{option: value})  # pyright: ignore
+
+
+def test_options_of_every_type_are_taken():
+    make_host("patch-resnet", width=4, zero_init=True)
+    make_host("resnet18", width=4, form=None)
+    make_host("msblock", beta=1, tolerance=0.5)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+@pytest.mark.parametrize("value", ["abc", 1.5, 0, -1, True, None, 3, 7])
+def test_no_value_of_an_option_is_a_traceback(name: str, value: object):
+    for option in host_options(name):
+        with torch.device("meta"), contextlib.suppress(UserError):
+            make_host(name, **{option: value})  # pyright: ignore
 
 
 # Totals of torchvision's documentation; generated = total - stem - BN - classifier.

@@ -9,7 +9,7 @@ from torch import nn
 
 from rpg import baselines
 from rpg.config import TrainConfig
-from rpg.hosts import make_host
+from rpg.hosts import check_options, make_host
 from rpg.hosts.host import Host, generated_count, generated_names, parameter_count
 from rpg.wrap import RPGModel, plain_groups
 from shared.config import UserError
@@ -48,6 +48,7 @@ class Network:
 def build_host(config: TrainConfig, shape: Shape, **changes: Any) -> Host:
     """The host that a config asks for; `changes` override its options."""
     options = {**config.options(), **changes}
+    check_options(config.host, options)
     return make_host(
         config.host, in_channels=shape.channels, num_classes=shape.outputs, image_size=shape.size, **options
     )

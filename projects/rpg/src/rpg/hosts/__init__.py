@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import typing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rpg.hosts.names import HOST_DESCRIPTIONS, HOSTS, SCOPES, HostName, Scope
@@ -18,7 +19,7 @@ from shared.config import UserError, check_choice, check_range
 if TYPE_CHECKING:
     from rpg.hosts.host import Host
 
-__all__ = ["HOSTS", "HOST_DESCRIPTIONS", "SCOPES", "HostName", "Scope", "host_options", "make_host"]
+__all__ = ["HOSTS", "HOST_DESCRIPTIONS", "SCOPES", "HostName", "Scope", "check_options", "host_options", "make_host"]
 
 
 class _Entry(NamedTuple):
@@ -63,6 +64,31 @@ def host_options(name: str) -> dict[str, Any]:
     return {option: fixed.get(option, default) for option, default in options.items() if option not in named}
 
 
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "nothing"}
+
+
+def check_options(name: str, options: dict[str, Any]) -> None:
+    """Refuse options that a host has not, and values of another type than it takes. Imports torch.
+
+    Raises:
+        UserError: names the option, the value, and what is valid.
+    """
+    valid = host_options(name)
+    kinds = typing.get_type_hints(_find(name)[0].__init__)
+    for option, value in options.items():
+        if option not in valid:
+            hint = "Those of the data (" + ", ".join(_DATA) + ") follow from --data."
+            raise UserError(f"{name}: option", option, list(valid), hint)
+        allowed = typing.get_args(kinds[option]) or (kinds[option],)
+        # A whole number is a number; True is one to Python, and to no user.
+        fits = isinstance(value, (*allowed, *([int] if float in allowed else []))) and (
+            bool in allowed or not isinstance(value, bool)
+        )
+        if not fits:
+            wanted = " or ".join(_WORDS[kind] for kind in allowed if kind is not type(None))
+            raise UserError(f"{name}: option {option}", value, f"{wanted} (default {valid[option]})")
+
+
 def make_host(name: str, *, in_channels: int = 3, num_classes: int = 10, image_size: int = 32, **options: Any) -> Host:
     """A host network by name, freshly initialised from torch's global generator.
 
@@ -78,13 +104,10 @@ def make_host(name: str, *, in_channels: int = 3, num_classes: int = 10, image_s
         (`hourglass` and `multitask`: see there).
 
     Raises:
-        UserError: unknown name or option (the valid ones are listed), or a value out of range.
+        UserError: unknown name or option (the valid ones are listed), a value of another type or out of range.
     """
     cls, fixed = _find(name)
-    valid = host_options(name)
-    for option in options:
-        if option not in valid:
-            raise UserError(f"{name}: option", option, [*valid, *_DATA])
+    check_options(name, options)
     check_range("in_channels", in_channels, 1)
     check_range("num_classes", num_classes, 1)
     check_range("image_size", image_size, 1)
