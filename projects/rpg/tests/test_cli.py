@@ -154,6 +154,15 @@ def test_reproduce_smoke_runs_every_kind_of_cell(tmp_path: Path) -> None:
         (["train", "--dof-ratio", "1.5"], "--dof-ratio"),
         (["train", "--preset", "smoke", "--ring-size", "100000000"], "[1, N = "),
         (["train", "--preset", "smoke", "--exclude", "nothing.*"], "matches no parameter"),
+        (["train", "--preset", "smoke", "--host-options", "width=abc"], "mlp: option width: got 'abc'; valid: a whole"),
+        (["train", "--preset", "smoke", "--host-options", "width=1.5"], "mlp: option width: got '1.5'; valid: a whole"),
+        (["train", "--preset", "smoke", "--host-options", "widht=8"], "did you mean 'width'"),
+        (["train", "--preset", "smoke", "--host-options", "in-channels=8"], "mlp: option: got 'in_channels'"),
+        (["inspect", "--host", "msblock", "--host-options", "calls=x"], "msblock: option calls: got 'x'"),
+        (["train", "--plan", "evn"], "did you mean 'even'"),
+        (["sweep", "--methods", "rpg", "narow"], "did you mean 'narrow'"),
+        (["train", "--ring-size", "0"], "valid: a number >= 1"),
+        (["key", "--model-file", __file__, "--key", "1"], "an undamaged model file"),
         (["train", "--device", "cuda:9"], "--device"),
         (["evaluate", "nowhere"], "config.json"),
         (["fit", "nowhere.json"], "sweep.json"),
@@ -174,5 +183,6 @@ def test_bad_input_exits_with_2_and_says_what_is_valid(
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert message in captured.err + captured.out
+    assert "weights_only" not in captured.err
     assert "Traceback" not in captured.err
     assert [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"] == []

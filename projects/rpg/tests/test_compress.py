@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -90,11 +92,9 @@ def test_pruned_host_is_the_masked_network() -> None:
 
 
 def test_pruned_host_file_round_trip(tmp_path: Path) -> None:
-    from shared.checkpoint import save_atomically
-
     pruned = prune_host(model_of(), 0.4)
     path = tmp_path / "model.pt"
-    save_atomically(pruned.stored(), path)
+    assert pruned.save(path) == path.stat().st_size
     again = load_pruned_host(model_of(), path)
     assert torch.equal(again(images()), pruned(images()))
     with pytest.raises(UserError, match="pruned host"):
@@ -184,6 +184,82 @@ def test_masks_hold_the_zeros_through_further_training() -> None:
     model(images())
     # The forward pass sees the zeros too, not weights made before them.
     assert float(next(iter(model.weights().values())).detach().eq(0).float().mean()) > 0.3
+
+
+def _mutated(content: bytes, dice: random.Random) -> bytes:
+    """A file after one accident: bits flipped, a piece lost, doubled, zeroed, or the end cut off."""
+    piece = bytearray(content)
+    begin = dice.randrange(len(piece))
+    end = min(len(piece), begin + dice.choice([1, 4, 64, 1024]))
+    how = dice.randrange(5)
+    if how == 0:
+        for _ in range(dice.choice([1, 8, 64])):
+            piece[dice.randrange(len(piece))] ^= 1 << dice.randrange(8)
+    elif how == 1:
+        del piece[begin:end]
+    elif how == 2:
+        piece[begin:begin] = piece[begin:end]
+    elif how == 3:
+        piece[begin:end] = bytes(end - begin)
+    else:
+        del piece[begin:]
+    return bytes(piece)
+
+
+@pytest.mark.parametrize("form", ["plain", "int8", "sparse", "host"])
+def test_a_damaged_model_file_is_refused_or_reads_back_as_it_was(form: str, tmp_path: Path) -> None:
+    model, path = model_of(width=4), tmp_path / "model.pt"
+    pruned = prune_host(model, 0.4)
+    if form == "sparse":
+        prune_ring(model, 0.5)
+    save = {"plain": model.save, "int8": partial(save_quantized, model), "sparse": partial(save_pruned, model)}
+    (save | {"host": pruned.save})[form](path)
+
+    def numbers(model: RPGModel) -> dict[str, torch.Tensor]:
+        state = model.state_dict().items()
+        return {name: value.clone() for name, value in state if isinstance(value, torch.Tensor)}
+
+    content, dice = path.read_bytes(), random.Random(11)
+    reader = partial(load_pruned_host, path=path) if form == "host" else partial(RPGModel.load, path=path)
+    whole = model_of(width=4)
+    reader(whole)
+    refused = 0
+    for _ in range(50):  # of each of four forms: 200
+        path.write_bytes(_mutated(content, dice))
+        other = model_of(width=4)
+        before, said = numbers(other), ""
+        try:
+            reader(other)
+        except UserError as error:
+            refused, said = refused + 1, str(error)
+        # Either a refusal that changed nothing, or the accident hit what holds no number.
+        expected = before if said else numbers(whole)
+        assert all(torch.equal(value, expected[name]) for name, value in numbers(other).items())
+        assert "weights_only" not in said
+    assert refused > 25
+
+
+def test_files_of_the_format_before_still_load_and_others_are_refused(tmp_path: Path) -> None:
+    model, path = model_of(), tmp_path / "model.pt"
+    torch.save({**model.stored(), "format": "rpg-model-1"}, path)  # as it was written, without a checksum
+    again = model_of()
+    torch.nn.init.zeros_(again.ring())
+    again.load(path)
+    assert torch.equal(again.ring(), model.ring())
+    torch.save(model.stored(), path)
+    with pytest.raises(UserError, match="checksum"):
+        read_model(path)
+    for bad in ({"rings": 3}, {"plans": {"global": 3}}, {"own": None}, {"rings": {}}):
+        torch.save({**model.stored(), "format": "rpg-model-1", **bad}, path)
+        with pytest.raises(UserError, match="rings, plans and own"):
+            read_model(path)
+    for bad in ({"own": {"float32": {"names": [("a", [3])], "values": torch.ones(2)}}}, {"own": {"float32": {}}}):
+        torch.save({**model.stored(), "format": "rpg-model-1", **bad}, path)
+        with pytest.raises(UserError, match="own parameters"):
+            again.load(path)
+    torch.save({**model.stored(), "format": "rpg-model-1", "rings": {"global": torch.ones(1)}}, path)
+    with pytest.raises(UserError, match=r"shape \[1\]"):  # one number must not be spread over the ring
+        again.load(path)
 
 
 @pytest.mark.parametrize(

@@ -542,7 +542,7 @@ def test_model_file_round_trip_and_refusals(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists"):
         twin.load(tmp_path / "nothing.pt")
     torch.save({"format": "other"}, path)
-    with pytest.raises(UserError, match="rpg-model-1"):
+    with pytest.raises(UserError, match="rpg-model-2"):
         twin.load(path)
 
 

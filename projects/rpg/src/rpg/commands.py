@@ -248,7 +248,7 @@ def prune(config: PruneConfig) -> int:
             ("weights kept", f"{pruned.nonzeros():,} of {model.generated:,}"),
             ("free parameters after", f"{model.dof():,} (the ring is as it was; multiply-adds fall)"),
         ]
-        save_atomically(pruned.stored(), out)
+        pruned.save(out)
     else:
         masks = compress.prune_ring(model, config.fraction)
         rows.append(("accuracy after, at once", images.measure()["accuracy"]))

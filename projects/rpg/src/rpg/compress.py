@@ -99,6 +99,12 @@ class PrunedHost(nn.Module):
         """What its file holds: the model's, and the threshold."""
         return {**self.model.stored(), "host_threshold": self.threshold}
 
+    def save(self, path: Path) -> int:
+        """Write its model file. Returns its bytes."""
+        from rpg.wrap import write_model
+
+        return write_model(self.stored(), path)
+
     def forward(self, *inputs: Any, **named: Any) -> Any:
         return functional_call(self.model.host, self.weights(), inputs, named)
 
@@ -139,7 +145,10 @@ def load_pruned_host(model: RPGModel, path: Path) -> PrunedHost:
     if "host_threshold" not in stored:
         raise UserError("model file", path, "a model with a pruned host", "RPGModel.load reads the others.")
     model.restore({name: value for name, value in stored.items() if name != "host_threshold"})
-    return PrunedHost(model, float(stored["host_threshold"]))
+    try:
+        return PrunedHost(model, float(stored["host_threshold"]))
+    except (TypeError, ValueError) as error:
+        raise UserError("model file: threshold", stored["host_threshold"], "a number") from error
 
 
 # --- 8 bits
@@ -231,7 +240,7 @@ def unpacked(stored: Stored) -> Tensor:
             values = stored["values"].new_zeros(stored["size"])
             values[torch.from_numpy(kept)] = stored["values"]
             return values
-    except (KeyError, RuntimeError, ValueError, AttributeError, TypeError) as error:
+    except (KeyError, RuntimeError, ValueError, AttributeError, TypeError, IndexError) as error:
         raise UserError("model file", "a damaged ring", "an undamaged file", str(error)[:200]) from error
     raise UserError("model file: form of a ring", stored["form"], ("plain", "int8", "sparse"))
 
@@ -259,8 +268,7 @@ def stored_bytes(model: RPGModel, form: str = "plain", group: int | None = None)
 
 
 def _save(model: RPGModel, path: Path, form: Callable[[Tensor], Stored]) -> int:
-    from shared.checkpoint import save_atomically
+    from rpg.wrap import write_model
 
     stored = model.stored()
-    save_atomically({**stored, "rings": {key: form(weight) for key, weight in stored["rings"].items()}}, path)
-    return path.stat().st_size
+    return write_model({**stored, "rings": {key: form(weight) for key, weight in stored["rings"].items()}}, path)

@@ -79,11 +79,10 @@ def save(model: RPGModel, path: Path, *, hide_key: bool = False) -> int:
     Raises:
         UserError: `hide_key` for rings of different keys.
     """
-    from shared.checkpoint import save_atomically
+    from rpg.wrap import write_model
 
     stored = model.stored()
-    save_atomically(hidden(stored) if hide_key else stored, path)
-    return path.stat().st_size
+    return write_model(hidden(stored) if hide_key else stored, path)
 
 
 def hidden(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +106,7 @@ def verify(path: Path, key: int) -> bool:
     stored = read_model(path)
     if "key_tag" in stored:
         return matches(key, stored["key_tag"])
-    return all(spec["seed"] == key for spec in stored["plans"].values())
+    return all(spec.get("seed") == key for spec in stored["plans"].values())
 
 
 def with_key(model: RPGModel, key: int) -> RPGModel:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import logging
 import math
 import warnings
@@ -34,7 +35,8 @@ from rpg.security import matches
 from shared.config import UserError, check_choice, check_range
 
 log = logging.getLogger(__name__)
-MODEL_FORMAT = "rpg-model-1"
+MODEL_FORMAT = "rpg-model-2"
+OLD_FORMATS = ("rpg-model-1",)  # 1 has no checksum; it is read as before
 
 
 @dataclass(frozen=True)
@@ -327,11 +329,12 @@ class RPGModel(nn.Module):
         }
 
     def save(self, path: Path) -> int:
-        """Write the model file: at most itemsize * (M + own numbers) + 64 KiB. Returns its size in bytes."""
-        from shared.checkpoint import save_atomically
+        """Write the model file: at most itemsize * (M + own numbers) + 64 KiB. Returns its size in bytes.
 
-        save_atomically(self.stored(), path)
-        return path.stat().st_size
+        Raises:
+            UserError: the disk is full or refuses the write. `path` is as it was before.
+        """
+        return write_model(self.stored(), path)
 
     def load(self, path: Path) -> None:
         """Read a model file into a model of the same config.
@@ -364,6 +367,10 @@ class RPGModel(nn.Module):
                 spec["seed"] = ring.plan.seed
             check_spec(spec, ring.plan)
         weights = {key: unpacked(stored["rings"][key]) for key in rings}
+        for key, ring in rings.items():
+            if weights[key].shape != ring.weight.shape:
+                shapes = list(weights[key].shape), list(ring.weight.shape)
+                raise UserError(f"model file: ring {key}", f"shape {shapes[0]}", f"shape {shapes[1]}")
         own, mine = unpack(stored["own"]), self.own_state()
         wrong = {name for name in own.keys() | mine.keys() if name not in own or name not in mine}
         wrong |= {name for name in own.keys() & mine.keys() if own[name].shape != mine[name].shape}
@@ -572,29 +579,78 @@ def pack(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def unpack(packed: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict that `pack` was given."""
+    """The state dict that `pack` was given.
+
+    Raises:
+        UserError: names, shapes and numbers that do not fit together.
+    """
     state: dict[str, Tensor] = {}
-    for group in packed.values():
-        sizes = [math.prod(shape) for _, shape in group["names"]]
-        for (name, shape), values in zip(group["names"], group["values"].split(sizes), strict=True):
-            state[name] = values.reshape(shape)
+    try:
+        for group in packed.values():
+            sizes = [math.prod(shape) for _, shape in group["names"]]
+            for (name, shape), values in zip(group["names"], group["values"].split(sizes), strict=True):
+                state[name] = values.reshape(shape)
+    except (KeyError, RuntimeError, ValueError, AttributeError, TypeError) as error:
+        raise UserError("model file: own parameters", "damaged", "an undamaged file", str(error)[:200]) from error
     return state
+
+
+def checksum(value: Any) -> str:
+    """SHA-256 over what a model file holds, whatever order its dictionaries are in; hexadecimal."""
+    digest = hashlib.sha256()
+
+    def add(part: Any) -> None:
+        if isinstance(part, Tensor):
+            digest.update(f"tensor {part.dtype} {list(part.shape)}:".encode())
+            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(part, Mapping):
+            digest.update(f"mapping {len(part)}:".encode())
+            for key in sorted(part, key=str):
+                add(str(key))
+                add(part[key])
+        elif isinstance(part, (list, tuple)):
+            digest.update(f"list {len(part)}:".encode())
+            for item in part:
+                add(item)
+        else:
+            content = repr(part)
+            digest.update(f"{type(part).__name__} {len(content)}:{content}".encode())
+
+    add(value)
+    return digest.hexdigest()
+
+
+def write_model(stored: Mapping[str, Any], path: Path) -> int:
+    """Write what `RPGModel.stored` returned, in whatever form, with its checksum. Returns the file's bytes.
+
+    Raises:
+        UserError: the disk is full or refuses the write. `path` is as it was before.
+    """
+    from shared.checkpoint import save_atomically
+
+    save_atomically({**stored, "checksum": checksum(stored)}, path)
+    return path.stat().st_size
 
 
 def read_model(path: Path) -> dict[str, Any]:
     """Read a model file; runs no code of it.
 
     Raises:
-        UserError: missing, damaged, or no model file.
+        UserError: missing, damaged (its checksum is not that of its content), or no model file.
     """
-    import pickle
+    from shared.checkpoint import load_plain
 
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError("model file", path, "a file that exists") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError("model file", path, "an undamaged model file", str(error).splitlines()[0][:200]) from error
-    if not isinstance(stored, dict) or stored.get("format") != MODEL_FORMAT:
-        raise UserError("model file", path, f"a file of format {MODEL_FORMAT}, written by `rpg export` or `train`")
+    stored = load_plain(path, "model file", "an undamaged model file, written by `rpg export` or `train`")
+    known = (MODEL_FORMAT, *OLD_FORMATS)
+    if not isinstance(stored, dict) or stored.get("format") not in known:
+        formats = " or ".join(known)
+        raise UserError("model file", path, f"a file of format {formats}, written by `rpg export` or `train`")
+    expected = stored.pop("checksum", None)
+    if stored["format"] == MODEL_FORMAT and expected != checksum(stored):
+        hint = "Its checksum is not the one it was written with."
+        raise UserError("model file", path, "an undamaged model file", hint)
+    rings, plans, own = (stored.get(name) for name in ("rings", "plans", "own"))
+    parts = isinstance(rings, dict) and isinstance(plans, dict) and isinstance(own, dict)
+    if not parts or set(rings) != set(plans) or not all(isinstance(spec, dict) for spec in plans.values()):
+        raise UserError("model file", path, "a file with rings, plans and own parameters")
     return stored
