@@ -20,6 +20,7 @@ from shared import claims as module
 from shared.claims import (
     Cell,
     Claim,
+    Missing,
     Outcomes,
     ReproduceConfig,
     Study,
@@ -31,7 +32,7 @@ from shared.claims import (
     replace_section,
     reproduce,
 )
-from shared.config import UserError
+from shared.config import RunFailed, UserError
 
 CLAIMS = """
 title = "Toy"
@@ -82,8 +83,16 @@ class ToyStudy(Study):
         time.sleep(float(os.environ.get("TOY_SLEEP", "0")))
         return {"value": 0.6 + 0.1 * cell.seed, "curve": [1, 2]}
 
+    def absent(self, config: ReproduceConfig) -> Mapping[str, str]:
+        return {"on data": "the data are not there"} if os.environ.get("TOY_LACKS") else {}
+
     def quantities(self) -> Mapping[str, Callable[[Outcomes], Sequence[float]]]:
-        return {"mean": lambda o: o.values("draw", "value"), "other": lambda o: o.values("gpu only", "value")}
+        return {
+            "mean": lambda o: o.values("draw", "value"),
+            "other": lambda o: o.values("gpu only", "value"),
+            "misspelt": lambda o: o.values("draw", "valeu"),
+            "wanting": lambda o: o.values("on data, tuned", "value"),
+        }
 
 
 @pytest.fixture
@@ -150,6 +159,58 @@ def test_a_failed_cell_is_named_the_rest_is_kept_and_no_complete_result_is_repla
     monkeypatch.delenv("TOY_FAILS")
     assert reproduce(ToyStudy(), settings(home)) == 0
     assert runs(home) == ["0", "1", "1", "2"]
+
+
+def test_fewer_seeds_than_the_presets_do_not_replace_the_results(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reproduce(ToyStudy(), settings(home)) == 0
+    before = (home / "results" / "cpu.json").read_bytes()
+    assert reproduce(ToyStudy(), settings(home, seeds=1)) == 0
+    assert "--seeds 1" in capsys.readouterr().err
+    assert (home / "results" / "cpu.json").read_bytes() == before
+    assert len(json.loads((home / "out" / "cpu.json").read_text())["cells"]) == 1
+    reproduce(ToyStudy(), settings(home, only="draw"))
+    assert (home / "results" / "cpu.json").read_bytes() == before
+    assert reproduce(ToyStudy(), settings(home, seeds=4)) == 0  # more than the preset's: a better result
+    assert len(json.loads((home / "results" / "cpu.json").read_text())["cells"]) == 4
+
+
+def test_a_machine_without_the_data_does_not_replace_results_that_had_them(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "claims.toml").write_text(
+        CLAIMS.replace('quantity = "other"', 'quantity = "wanting"').replace("gpu", "cpu")
+    )
+    assert reproduce(ToyStudy(), settings(home)) == 1  # the data are there, and nothing of that name was run
+    assert "not judged: claim elsewhere asks for 'on data, tuned'" in capsys.readouterr().err
+    before = (home / "results" / "cpu.json").read_bytes()
+    monkeypatch.setenv("TOY_LACKS", "1")
+    assert reproduce(ToyStudy(), settings(home)) == 0  # the study says that they cannot be
+    assert (home / "results" / "cpu.json").read_bytes() == before
+    row = json.loads((home / "out" / "cpu.json").read_text())["claims"][-1]
+    assert (row["verdict"], row["reason"]) == ("not-run", "the data are not there")
+    assert module.table_rows([row])[0][-1] == "not-run: the data are not there"
+    (home / "results" / "cpu.json").unlink()
+    assert reproduce(ToyStudy(), settings(home)) == 0  # where there is nothing to lose, it is the result
+    assert json.loads((home / "results" / "cpu.json").read_text())["absent"] == {"on data": "the data are not there"}
+
+
+def test_a_metric_that_a_cell_did_not_return_is_an_error_not_a_claim_unjudged(home: Path) -> None:
+    (home / "claims.toml").write_text(CLAIMS.replace('quantity = "other"', 'quantity = "misspelt"'))
+    with pytest.raises(RunFailed, match=r"draw, seed 0: returned no 'valeu', only value, curve.*--force"):
+        reproduce(ToyStudy(), settings(home))
+
+
+def test_an_experiment_that_lacks_a_seed_is_left_out() -> None:
+    cells = [Cell(name, {}, seed) for name in ("a", "b") for seed in (0, 1)]
+    finished = [(cell, {"values": {"x": 1.0}, "seconds": 1.0}) for cell in cells[:3]]
+    outcomes = Outcomes(finished, cells)
+    assert outcomes.names() == ["a"]
+    with pytest.raises(Missing) as caught:
+        outcomes.values("b", "x")
+    assert caught.value.name == "b"
+    assert Outcomes(finished).values("b", "x") == [1.0]
 
 
 PROGRAM = """
@@ -285,7 +346,7 @@ def test_drift_is_noticed(home: Path) -> None:
     for path, text in module.generated_readmes(root).items():
         path.write_text(text)
     assert module.drifted(root) == []
-    assert "1 of 2 claims hold" in (root / "README.md").read_text()
+    assert "1 of 1 claims hold" in (root / "README.md").read_text()
     assert "planned" in (root / "README.md").read_text()
     (member / "README.md").write_text((member / "README.md").read_text().replace("70.0", "99.9"))
     assert module.drifted(root) == [member / "README.md"]

@@ -55,6 +55,22 @@ def test_every_claim_of_a_preset_is_judged_by_its_cells(
 
 
 @pytest.mark.parametrize("preset", PRESETS)
+def test_without_data_a_claim_is_judged_or_says_what_is_wanting(
+    preset: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(rpg.data.names, "present", lambda data, root: False)
+    config = ReproduceConfig(preset=preset, data_root=tmp_path)
+    cells, absent = RpgStudy().cells(config), RpgStudy().absent(config)
+    outcomes = Outcomes((cell, {"values": invented(cell), "seconds": 1.0}) for cell in cells)
+    for claim in CLAIMS:
+        if preset in claim.threshold:
+            row = judge(claim, RpgStudy(), outcomes, preset, absent)
+            assert row["verdict"] != "not-run" or "is not under the data root" in row["reason"], claim.id
+    monkeypatch.setattr(rpg.data.names, "present", lambda data, root: True)
+    assert RpgStudy().absent(config) == {}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 def test_cells_are_valid_runs_with_names_of_their_own(
     preset: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

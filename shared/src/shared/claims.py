@@ -10,6 +10,8 @@ preset. Nothing here imports torch: a study's `run` does, in a process of its ow
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -137,28 +139,66 @@ class Cell:
         return hashlib.sha256(content.encode()).hexdigest()[:20]
 
 
-class Outcomes:
-    """Finished cells, looked up by name; remembers which were used, so that a claim knows its cost."""
+class Missing(KeyError):
+    """A quantity asks for an experiment that was not run, or did not finish under every seed. The only error that
+    leaves a claim unjudged; any other in a quantity is a fault of the study.
 
-    def __init__(self, finished: Iterable[tuple[Cell, Mapping[str, Any]]]) -> None:
+    Args:
+        name: the experiment's.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class Outcomes:
+    """Finished cells, looked up by name; remembers which were used, so that a claim knows its cost.
+
+    Args:
+        finished: cells and what they returned.
+        planned: the cells that were to finish; an experiment that lacks a seed of these is left out, so that
+            differences between experiments are taken over the same seeds.
+    """
+
+    def __init__(self, finished: Iterable[tuple[Cell, Mapping[str, Any]]], planned: Iterable[Cell] = ()) -> None:
         self._by_name: dict[str, dict[int, Mapping[str, Any]]] = {}
         for cell, outcome in finished:
             self._by_name.setdefault(cell.name, {})[cell.seed] = outcome
+        for cell in planned:
+            if cell.seed not in self._by_name.get(cell.name, {cell.seed}):
+                del self._by_name[cell.name]
         self.used: set[tuple[str, int]] = set()
+
+    def _runs(self, name: str) -> dict[int, Mapping[str, Any]]:
+        if name not in self._by_name:
+            raise Missing(name)
+        return self._by_name[name]
 
     def values(self, name: str, metric: str) -> list[float]:
         """One value a seed, in the order of seeds.
 
         Raises:
-            KeyError: the experiment was not run under this preset, or did not finish.
+            Missing: the experiment was not run under this preset, or did not finish.
+            RunFailed: it was, and returned no such metric.
         """
-        runs = self._by_name[name]
+        runs = self._runs(name)
         self.used |= {(name, seed) for seed in runs}
+        for seed, run in runs.items():
+            if metric not in run["values"]:
+                raise RunFailed(
+                    f"{name}, seed {seed}: returned no {metric!r}, only {', '.join(run['values'])}. If an earlier "
+                    f"version of the code ran it, --force runs it again."
+                )
         return [float(runs[seed]["values"][metric]) for seed in sorted(runs)]
 
     def raw(self, name: str) -> list[Mapping[str, Any]]:
-        """Everything the cells of one name returned, in the order of seeds."""
-        runs = self._by_name[name]
+        """Everything the cells of one name returned, in the order of seeds.
+
+        Raises:
+            Missing: the experiment was not run under this preset, or did not finish.
+        """
+        runs = self._runs(name)
         self.used |= {(name, seed) for seed in runs}
         return [runs[seed]["values"] for seed in sorted(runs)]
 
@@ -188,6 +228,11 @@ class Study:
     def cells(self, config: ReproduceConfig) -> list[Cell]:
         """What must be run for a preset. Refuses here, before hours are spent, what cannot work."""
         raise NotImplementedError
+
+    def absent(self, config: ReproduceConfig) -> Mapping[str, str]:
+        """What the preset would run too, were it not for data that are not at hand: prefix of the experiments' names
+        -> reason. Claims that ask for these are left unjudged; any other gated claim must be judged."""
+        return {}
 
     def run(self, cell: Cell, config: ReproduceConfig) -> dict[str, Any]:
         """Run one cell in a worker process. Returns JSON values; `values(...)` reads the scalar ones."""
@@ -244,11 +289,14 @@ class ReproduceConfig:
 
 def reproduce(study: Study, config: ReproduceConfig) -> int:
     """Run what a preset needs, judge the claims, write results and figures. Returns the exit code: 1 if a gated
-    claim failed or could not be judged because a cell failed.
+    claim failed, or could not be judged although its data were there.
+
+    A run of less than the preset (`--only`, fewer seeds, unfinished cells, data that the committed results had)
+    goes to `--out` and leaves the committed results as they are.
 
     Raises:
         UserError: bad flags, missing data, an unreadable claims file.
-        RunFailed: every cell failed.
+        RunFailed: every cell failed, or a cell lacks a metric that a claim asks for.
     """
     from shared.cli import member_home, print_table
 
@@ -266,12 +314,14 @@ def reproduce(study: Study, config: ReproduceConfig) -> int:
         print(f"failed: {cell.name}, seed {cell.seed}: {error.splitlines()[-1]}", file=sys.stderr)
     if not finished:
         raise RunFailed(f"no cell finished; the first error was:\n{failed[0][1] if failed else 'none was started'}")
-    outcomes = Outcomes(finished)
-    rows = [judge(claim, study, outcomes, config.preset) for claim in claims.claims]
-    report = results_file(study, config, claims, rows, finished, failed, len(cells))
-    # An incomplete run must not replace a complete result.
-    partial = config.only is not None or len(finished) < len(cells)
-    drawn = study.figures(Outcomes(finished), (out if partial or config.preset == "smoke" else results) / "figures")
+    outcomes = Outcomes(finished, cells)
+    absent = study.absent(config)
+    rows = [judge(claim, study, outcomes, config.preset, absent) for claim in claims.claims]
+    report = results_file(study, config, claims, rows, finished, failed, cells)
+    partial = lesser(study, config, cells, finished, results / f"{config.preset}.json")
+    drawn = study.figures(
+        Outcomes(finished, cells), (out if partial or config.preset == "smoke" else results) / "figures"
+    )
     target = (out if partial else results) / f"{config.preset}.json"
     report["figures"] = [
         path.relative_to(target.parent).as_posix() for path in drawn if path.is_relative_to(target.parent)
@@ -287,14 +337,60 @@ def reproduce(study: Study, config: ReproduceConfig) -> int:
             print(f"{len(elsewhere)} more claims belong to other presets.")
         for path in (target, *drawn):
             print(path)
-    if partial and config.only is None:
+    if partial:
+        print(f"Not the whole preset ({'; '.join(partial)}): {results} is left as it was.", file=sys.stderr)
+    if len(finished) < len(cells):
         print(f"{len(finished)} of {len(cells)} cells finished; the same command goes on.", file=sys.stderr)
     bad = [row for row in rows if row["gated"] and row["verdict"] == "fail"]
+    if config.only is None and len(finished) == len(cells):
+        for row in rows:
+            if row["gated"] and row["threshold"] is not None and row["verdict"] == "not-run" and not row["absent"]:
+                print(f"not judged: claim {row['id']} asks for {row['reason']}", file=sys.stderr)
+                bad.append(row)
     return 1 if bad or failed else 0
 
 
-def judge(claim: Claim, study: Study, outcomes: Outcomes, preset: str) -> dict[str, Any]:
-    """A claim's row in the results file."""
+def lesser(
+    study: Study,
+    config: ReproduceConfig,
+    cells: Sequence[Cell],
+    finished: Sequence[tuple[Cell, Mapping[str, Any]]],
+    committed: Path,
+) -> list[str]:
+    """Why this run must not take the place of the results at `committed`; empty where it may.
+
+    Args:
+        study, config: the run. cells: what was planned of it. finished: what came of that.
+        committed: the results file of the whole preset, there or not.
+    """
+    reasons = []
+    if config.only is not None:
+        reasons.append(f"--only {config.only}")
+    if len(finished) < len(cells):
+        reasons.append(f"{len(cells) - len(finished)} cells did not finish")
+    whole = study.cells(dataclasses.replace(config, seeds=None))
+    if config.seeds is not None and not {cell.key() for cell in whole} <= {cell.key() for cell in study.cells(config)}:
+        reasons.append(f"--seeds {config.seeds}, fewer than the preset's")
+    if committed.exists():
+        with contextlib.suppress(OSError, ValueError):  # a damaged file is no loss
+            before = json.loads(committed.read_text(encoding="utf-8")).get("absent", {})
+            absent = study.absent(config)
+            reasons += [reason for name, reason in absent.items() if name not in before]
+    return reasons
+
+
+def judge(
+    claim: Claim, study: Study, outcomes: Outcomes, preset: str, absent: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """A claim's row in the results file.
+
+    Args:
+        claim, study, outcomes, preset: what is judged, by what.
+        absent: as `Study.absent` returned it; a claim that asks for one of these gives the reason.
+
+    Raises:
+        RunFailed: a cell was run and lacks a metric that the claim asks for.
+    """
     row: dict[str, Any] = {
         "id": claim.id,
         "statement": claim.statement,
@@ -304,6 +400,8 @@ def judge(claim: Claim, study: Study, outcomes: Outcomes, preset: str) -> dict[s
         "comparison": claim.comparison,
         "threshold": claim.threshold.get(preset),
         "verdict": "not-run",
+        "reason": "",  # why it was not run
+        "absent": False,  # whether for want of data
         "gated": claim.gated,
         "percent": claim.percent,
         "scaled": claim.scaled.get(preset, ""),
@@ -314,7 +412,10 @@ def judge(claim: Claim, study: Study, outcomes: Outcomes, preset: str) -> dict[s
     outcomes.used = set()
     try:
         values = [float(value) for value in quantities[claim.quantity](outcomes)]
-    except KeyError:  # its cells are not part of this preset, or did not finish
+    except Missing as missing:  # its cells are not part of this preset, or did not finish
+        wanting = next((why for prefix, why in (absent or {}).items() if missing.name.startswith(prefix)), None)
+        row["absent"] = wanting is not None
+        row["reason"] = wanting or f"{missing.name!r}, which no finished experiment is called"
         return row
     mean = math.fsum(values) / len(values)
     low, high = bootstrap_interval(values)
@@ -498,7 +599,7 @@ def results_file(
     rows: list[dict[str, Any]],
     finished: Sequence[tuple[Cell, Mapping[str, Any]]],
     failed: Sequence[tuple[Cell, str]],
-    planned: int,
+    planned: Sequence[Cell],
 ) -> dict[str, Any]:
     """What `results/<preset>.json` holds."""
     from shared.config import to_json
@@ -520,11 +621,12 @@ def results_file(
         "hardware": hardware,
         "commit": sorted({str(outcome["commit"]) for _, outcome in finished}),
         "seconds": round(sum(float(outcome["seconds"]) for _, outcome in finished), 1),
-        "cells_planned": planned,
+        "cells_planned": len(planned),
+        "absent": dict(study.absent(config)),
         "claims": rows,
         "tables": {
             title: {"columns": list(columns), "rows": [list(row) for row in body]}
-            for title, (columns, body) in study.tables(Outcomes(finished)).items()
+            for title, (columns, body) in study.tables(Outcomes(finished, planned)).items()
         },
         "cells": [
             {
@@ -580,7 +682,8 @@ def table_rows(claims: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str,
         if threshold is not None:
             bounds = threshold if isinstance(threshold, list) else [threshold]
             gate = f" ({row['comparison']} {' and '.join(number(bound, percent) for bound in bounds)})"
-        verdict = row["verdict"] + ("" if row["gated"] or row["verdict"] == "not-run" else ", not gated")
+        wanting = f": {row['reason']}" if row.get("absent") else ""
+        verdict = row["verdict"] + wanting + ("" if row["gated"] or row["verdict"] == "not-run" else ", not gated")
         rows.append((row["statement"], number(row["paper"], percent), ours + gate, verdict))
     return rows
 
@@ -646,8 +749,9 @@ def papers_section(root: Path) -> str:
         report = reports[-1]
         row = next(row for row in report["claims"] if row["id"] == file.headline)
         shown = dict(zip((r["id"] for r in report["claims"]), table_rows(report["claims"]), strict=True))[row["id"]]
-        held = sum(r["verdict"] == "pass" for r in report["claims"])
-        judged = sum(r["verdict"] != "not-run" for r in report["claims"])
+        # Claims that are not gated stand in the member's table: they were expected to go either way.
+        verdicts = [r["verdict"] for r in report["claims"] if r["gated"]]
+        held, judged = verdicts.count("pass"), len(verdicts) - verdicts.count("not-run")
         ours = f"{shown[2]}: {row['verdict']}; {held} of {judged} claims hold (`{report['preset']}`)"
         rows.append((name, paper, row["statement"], shown[1], ours))
     return markdown(("member", "paper", "claim", "paper's figure", "ours"), rows) + "\n"

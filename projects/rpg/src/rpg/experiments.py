@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rpg.config import TrainConfig
-from shared.claims import Cell, Outcomes, ReproduceConfig, Study
+from rpg.data.names import DataName
+from shared.claims import Cell, Missing, Outcomes, ReproduceConfig, Study
 from shared.config import from_json
 
 RINGS = (100, 300, 1000, 3000, 10000)  # M of experiment A
@@ -200,6 +201,22 @@ class RpgStudy(Study):
         # Long cells first, so that no core waits for the last of them.
         return sorted(cells, key=lambda cell: not cell.name.startswith(("conv", "resnet")))
 
+    def absent(self, config: ReproduceConfig) -> Mapping[str, str]:
+        from rpg.data.names import present
+        from shared.data import data_root
+
+        # Experiments on natural images go on without CIFAR-10, on digits: other results under the same names.
+        wanted: dict[str, dict[DataName, str]] = {
+            "cpu": {"cifar10": "conv on CIFAR-10", "mnist": "mnist ", "fashion": "fashion "},
+            "paper": {
+                "cifar10": "cifar10 ", "cifar100": "cifar100 ", "imagefolder": "imagenet ", "mpii": "mpii ",
+                "triples": "multitask on triples",
+            },
+        }  # fmt: skip
+        root = data_root(config.data_root)
+        places = wanted.get(config.preset, {}).items()
+        return {prefix: f"{data} is not under the data root" for data, prefix in places if not present(data, root)}
+
     def run(self, cell: Cell, config: ReproduceConfig) -> dict[str, Any]:
         from rpg.train import measure
 
@@ -352,7 +369,7 @@ def candidates(outcomes: Outcomes, stem: str) -> dict[float, str]:
     """Learning rate -> name of the cells that share everything else."""
     names = [name for name in outcomes.names() if name.startswith(stem + " lr=")]
     if not names:
-        raise KeyError(stem)
+        raise Missing(stem)
     return {float(name.rsplit("=", 1)[1]): name for name in names}
 
 
@@ -397,7 +414,7 @@ def resnet_r2(outcomes: Outcomes) -> list[float]:
 
     names = [name for name in outcomes.names() if name.startswith("resnet18 short even")]
     if len(names) < 3:
-        raise KeyError("resnet18 short even")
+        raise Missing("resnet18 short even")
     logs = np.log10([outcomes.raw(name)[0]["ring"] for name in names])
     accuracy = np.array([outcomes.values(name, "accuracy") for name in names])
     return [float(np.corrcoef(logs, accuracy[:, seed])[0, 1] ** 2) for seed in range(accuracy.shape[1])]
