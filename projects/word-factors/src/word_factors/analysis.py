@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,9 +13,10 @@ from shared.config import UserError
 from shared.run import write_json
 from word_factors import figures
 from word_factors.analogy import Space
+from word_factors.analogy_table import Named
 from word_factors.config import AnalogyConfig, ClassesConfig, ExplainConfig, GenerateConfig
 from word_factors.manipulation import Factors, differences
-from word_factors.protocols import Named, evaluate
+from word_factors.protocols import evaluate
 from word_factors.questions import AnalogyTask, IndexedTask
 from word_factors.runs import Run, factor_names, fresh, open_run
 
@@ -62,9 +65,7 @@ def analogy(config: AnalogyConfig) -> int:
         named=named_sections(config) or None, quiet=config.quiet,
     )  # fmt: skip
     shown = [rule for rule in SHOWN_RULES if rule in table.rules]
-    rows = [
-        (part.section, part.questions, *(part.accuracy(rule) for rule in shown)) for part in table.sections
-    ]
+    rows = [(part.section, part.questions, *(part.accuracy(rule) for rule in shown)) for part in table.sections]
     rows += [("all, by question", sum(p.questions for p in table.sections), *(table.micro(rule) for rule in shown))]
     rows += [("all, by section", "", *(table.macro(rule) for rule in shown))]
     optimistic = ", optimistic: fitted on what is tested" if table.optimistic else ""
@@ -190,7 +191,28 @@ def slug(names: list[str], j: int) -> str:
 
 def classes(config: ClassesConfig) -> int:
     """`word-factors classes`."""
-    from word_factors.classes import class_lexicon
+    from word_factors.baselines import baseline_scores
+    from word_factors.classes import class_lexicon, class_table, index_classes
 
     run = open_run(config.run, config.data_root, config.device, config.quiet)
     lexicon = class_lexicon(config.questions or google_questions(), config.bats, config.lists)
+    indexed = index_classes(lexicon, run.embedding)
+    methods: dict[str, Any] = {"factors": run.codes}
+    for name in config.baselines:
+        methods[name] = baseline_scores(
+            name, run.vectors, run.model.K, run.model.lam, seed=config.seed, quiet=config.quiet
+        )
+    table = class_table(methods, indexed, config.seed, config.splits, quiet=config.quiet)
+    names = factor_names(run)
+    body: list[Sequence[object]] = [
+        (name, words, *precision, f"{best}: {names[best]}") for name, words, precision, best in table.rows()
+    ]
+    body.append(("mean average precision", "", *(table.mean_ap(method) for method in methods), ""))
+    body.append(("mean AUC (zeros tie: tells little)", "", *(table.mean_auc(method) for method in methods), ""))
+    title = "held-out average precision of the column chosen on the other half of a class"
+    print_table(title, ("class", "words", *methods, "factor"), body, config.quiet)
+    if not config.quiet and table.skipped:
+        print("too few words in the vocabulary: " + ", ".join(f"{name} ({n})" for name, n in table.skipped))
+    if config.out is not None:
+        write_json(config.out, {**table.to_json(), "embedding": run.embedding.name, "seed": config.seed})
+    return 0

@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -31,7 +32,7 @@ LONGEST = 10_000  # tokens of a sentence: gensim drops what is beyond, without a
 TEXT8_CHUNK = 1_000  # tokens: text8 is one line without sentences
 _BLOCK = 1 << 20  # characters read at a time: a line may be the whole file
 
-_UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
+UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)  # a damaged archive, each in its way
 
 
 class Corpus:
@@ -96,14 +97,14 @@ def read_corpus(path: Path, *, name: str | None = None, lower: bool = False, lon
 
     def sentences() -> Iterator[list[str]]:
         try:
-            with open_decompressed(path) as raw:
-                for line in _lines(io.TextIOWrapper(raw, encoding="utf-8"), longest):
+            with open_decompressed(path) as raw, io.TextIOWrapper(raw, encoding="utf-8") as text:
+                for line in _lines(text, longest):
                     yield [token.lower() for token in line] if lower else line
         except UnicodeDecodeError as error:
             raise UserError(
                 "corpus", path, "text in UTF-8", f"{error.reason}: {error.object[error.start]:#x}"
             ) from None
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise UserError("corpus", path, "a file that can be read to its end", str(error)) from error
 
     return Corpus(name or path.name, sentences, longest)
@@ -170,7 +171,8 @@ def require_gensim(purpose: str) -> None:
         raise UserError("gensim", "not installed", f"gensim, which {purpose} needs", hint) from error
 
 
-def open_decompressed(path: Path, raw: IO[bytes] | None = None) -> IO[bytes]:
+@contextmanager
+def open_decompressed(path: Path, raw: IO[bytes] | None = None) -> Iterator[IO[bytes]]:
     """The content of a file as bytes; gzip, xz, bzip2 and zip are known by their first bytes, not by their suffix.
 
     Args:
@@ -180,22 +182,25 @@ def open_decompressed(path: Path, raw: IO[bytes] | None = None) -> IO[bytes]:
     Raises:
         UserError: a zip with several members.
     """
-    raw = raw or open(path, "rb")
-    magic = raw.read(6)
-    raw.seek(0)
-    if magic.startswith(b"\x1f\x8b"):
-        return gzip.open(raw)  # pyright: ignore[reportReturnType]
-    if magic.startswith(b"\xfd7zXZ\x00"):
-        return lzma.open(raw)
-    if magic.startswith(b"BZh"):
-        return bz2.open(raw)
-    if magic.startswith(b"PK\x03\x04"):
-        archive = zipfile.ZipFile(raw)
-        members = [member for member in archive.namelist() if not member.endswith("/")]
-        if len(members) != 1:
-            raise UserError("file", path, "a zip with one member", f"It holds {', '.join(members[:5])}: unpack it.")
-        return archive.open(members[0])
-    return raw
+    with ExitStack() as stack:
+        raw = raw or stack.enter_context(open(path, "rb"))
+        magic = raw.read(6)
+        raw.seek(0)
+        if magic.startswith(b"\x1f\x8b"):
+            yield stack.enter_context(gzip.GzipFile(fileobj=raw))  # pyright: ignore[reportReturnType]
+        elif magic.startswith(b"\xfd7zXZ\x00"):
+            yield stack.enter_context(lzma.open(raw))
+        elif magic.startswith(b"BZh"):
+            yield stack.enter_context(bz2.open(raw))
+        elif magic.startswith(b"PK\x03\x04"):
+            archive = stack.enter_context(zipfile.ZipFile(raw))
+            members = [member for member in archive.namelist() if not member.endswith("/")]
+            if len(members) != 1:
+                hint = f"It holds {', '.join(members[:5])}: unpack it."
+                raise UserError("file", path, "a zip with one member", hint)
+            yield stack.enter_context(archive.open(members[0]))
+        else:
+            yield raw
 
 
 def _check_file(field: str, path: Path) -> None:

@@ -99,13 +99,18 @@ class Embedding:
         """The first `size` words; all where there are no more, or for None."""
         return self if size is None or size >= len(self) else self.take(np.arange(size))
 
-    def fold_case(self) -> Embedding:
-        """Of words that differ in case only keep the most frequent form (ties: the earlier), spelled as it is.
-        `folded` counts the collisions."""
+    @cached_property
+    def form_rows(self) -> dict[str, int]:
+        """For each lower-cased form the row of its most frequent spelling (ties: the earlier)."""
         best: dict[str, int] = {}
         for row, word in enumerate(self.words):
             key = word.lower()
             if key not in best or self.counts[row] > self.counts[best[key]]:
                 best[key] = row
-        kept = self.take(sorted(best.values()))
+        return best
+
+    def fold_case(self) -> Embedding:
+        """Of words that differ in case only keep the most frequent form (ties: the earlier), spelled as it is.
+        `folded` counts the collisions."""
+        kept = self.take(sorted(self.form_rows.values()))
         return replace(kept, folded=self.folded + len(self) - len(kept))

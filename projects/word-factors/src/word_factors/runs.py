@@ -21,7 +21,9 @@ from shared.run import saved_config, write_json
 from word_factors.config import TrainConfig
 from word_factors.embedding import Embedding
 from word_factors.model import FactorModel, load_codes, save_codes
+from word_factors.naming import NEVER, all_top_words, match_names, read_names, signatures
 from word_factors.preprocess import Transform
+from word_factors.reliability import reliability
 from word_factors.sources import open_source
 
 MEMBER = "word-factors"
@@ -137,4 +139,14 @@ def fresh(path: Path, force: bool) -> Path:
 
 def factor_names(run: Run) -> list[str]:
     """[K] the name that a person gave each factor, else its three top words."""
-    return [str(j) for j in range(run.model.K)]
+    found = [", ".join(word for word, _ in top) or NEVER for top in all_top_words(run.codes, run.embedding, 3)]
+    path = run.folder / NAMES_FILE
+    if path.exists():
+        given = match_names(read_names(path), signatures(run.codes, run.embedding)).names
+        found = [given.get(j, name) for j, name in enumerate(found)]
+    return found
+
+
+def reliability_of(run: Run, others: Sequence[Run]) -> NDArray[np.float64] | None:
+    """[K] mean best cosine of each factor in other runs; None without any."""
+    return reliability([run.phi, *(other.phi for other in others)]) if others else None

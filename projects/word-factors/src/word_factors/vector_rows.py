@@ -8,9 +8,7 @@ Dimensions: V words, d coordinates of a vector.
 
 from __future__ import annotations
 
-import lzma
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from shared.config import UserError
-from word_factors.corpus import open_decompressed
+from word_factors.corpus import UNREADABLE, open_decompressed
 
 Layout = Literal["text", "binary"]
 _BLOCK = 1 << 20  # bytes of a binary file read at a time
@@ -74,19 +72,20 @@ def read_rows(path: Path, limit: int | None = None, quiet: bool = False) -> tupl
             a coordinate that is not finite, a vector of zeros, a word met before, a word that is not UTF-8; a header
             that does not fit; a file without words.
     """
-    layout, header = layout_of(path)
-    with open(path, "rb") as raw, open_decompressed(path, raw) as file:
-        total = path.stat().st_size
-        with tqdm(total=total, unit="B", unit_scale=True, desc="vectors", disable=True if quiet else None) as bar:
-            rows = _Rows(path, "line" if layout == "text" else "row")
-            try:
-                source = _text(file, rows, header, limit) if layout == "text" else _binary(file, rows, limit)
-                for number, _ in enumerate(source):
-                    if number % 256 == 0:
-                        bar.update(raw.tell() - bar.n)
-            except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-                raise UserError("vectors", path, "a file that can be read to its end", str(error)) from error
+    try:
+        layout, header = layout_of(path)
+        rows = _Rows(path, "line" if layout == "text" else "row")
+        bar = tqdm(
+            total=path.stat().st_size, unit="B", unit_scale=True, desc="vectors", disable=True if quiet else None
+        )
+        with bar, open(path, "rb") as raw, open_decompressed(path, raw) as file:
+            source = _text(file, rows, header, limit) if layout == "text" else _binary(file, rows, limit)
+            for number, _ in enumerate(source):
+                if number % 256 == 0:
+                    bar.update(raw.tell() - bar.n)
             bar.update(raw.tell() - bar.n)
+    except UNREADABLE as error:
+        raise UserError("vectors", path, "a file that can be read to its end", str(error)) from error
     return rows.done()
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from shared.config import UserError, check_choice, check_range
 from shared.data import require
 from shared.run import write_atomically
-from word_factors.corpus import Corpus, count_words, open_decompressed, read_corpus, require_gensim
+from word_factors.corpus import UNREADABLE, Corpus, count_words, open_decompressed, read_corpus, require_gensim
 from word_factors.embedding import CountsFrom, Embedding
 from word_factors.vector_rows import header_of, read_rows
 
@@ -189,7 +189,7 @@ def _reader(path: Path) -> Callable[[Path, int | None, bool], _Read]:
     try:
         with open_decompressed(path) as file:
             start = file.readline(1 << 16)
-    except (OSError, EOFError) as error:
+    except UNREADABLE as error:
         raise UserError("vectors", path, "a file that can be read", str(error)) from error
     if start[:4] == b"\xba\x16\x4f\x2f" or (path.suffix == ".bin" and header_of(start) is None):
         return _read_facebook

@@ -1,0 +1,435 @@
+"""The verbs that look at factors: `vectors`, `encode`, `factors`, `word`, `groups`, `reliability`, `name`, `explore`,
+`evaluate`."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shared.cli import print_table
+from shared.config import UserError, check_range
+from shared.data import data_root
+from shared.run import write_atomically, write_json
+from word_factors import figures
+from word_factors.config import (
+    EncodeConfig,
+    EvaluateConfig,
+    ExploreConfig,
+    FactorsConfig,
+    GroupsConfig,
+    NameConfig,
+    ReliabilityConfig,
+    VectorsConfig,
+    WordConfig,
+)
+from word_factors.groups import coactivation, cross_run_groups, factor_groups, hierarchical_groups
+from word_factors.inference import lam_max
+from word_factors.learning import judge
+from word_factors.model import FactorModel, save_codes
+from word_factors.naming import (
+    NamedFactor,
+    WordReport,
+    all_top_words,
+    match_names,
+    read_names,
+    signature,
+    signatures,
+    top_words,
+    word_report,
+    write_names,
+)
+from word_factors.reliability import (
+    match_factors,
+    match_profiles,
+    random_control,
+    shared_rows,
+    shuffled_control,
+    stable_factors,
+)
+from word_factors.runs import (
+    CODES_FILE,
+    NAMES_FILE,
+    Run,
+    factor_names,
+    fresh,
+    open_others,
+    open_run,
+    reliability_of,
+)
+from word_factors.train import vocabulary_measures
+from word_factors.weighting import root_frequency
+
+CURVE = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # weights of the activations over the run's, for `--curve`
+
+
+def vectors(config: VectorsConfig) -> int:
+    """`word-factors vectors`."""
+    from word_factors.sources import corpus_of, trained_vectors
+    from word_factors.vectors import open_embedding, write_vectors
+
+    out = fresh(config.out, config.force)
+    corpus = corpus_of(config, config.data_root)
+    if corpus is not None:
+        embedding = trained_vectors(config, corpus, config.quiet)
+    else:
+        embedding = open_embedding(config.data, data_root(config.data_root), config.max_words, quiet=config.quiet)
+    write_vectors(embedding, out)
+    if not config.quiet:
+        print(f"{out}: {len(embedding):,} words, {embedding.dim} dimensions, counts from {embedding.counts_from}")
+    return 0
+
+
+def encode(config: EncodeConfig) -> int:
+    """`word-factors encode`."""
+    run = open_run(config.run, config.data_root, config.device, config.quiet)
+    out = config.out or run.folder / CODES_FILE
+    # The codes that the run keeps for itself are its own to renew.
+    if out != run.folder / CODES_FILE:
+        fresh(out, config.force)
+    model = run.model
+    if config.vectors is not None:
+        from word_factors.vectors import read_vectors
+
+        if config.out is None:
+            raise UserError("--out", None, "a file for the codes of other vectors")
+        other = read_vectors(config.vectors, quiet=config.quiet)
+        if other.dim != run.embedding.dim:
+            raise UserError("--vectors", f"{other.dim} dimensions", f"{run.embedding.dim}, those of the dictionary")
+        model = FactorModel(model.phi, model.lam, model.transform, other.digest, other)
+    codes = model.encode(tol=config.tol, device=run.device, quiet=config.quiet)
+    save_codes(codes, model.digest, out)
+    if not config.quiet:
+        print_table("codes", ("", "value"), list(vocabulary_measures(model, codes).items()))
+        print(f"{out}: {codes.shape[0]:,} words, {codes.nnz:,} activations")
+    return 0
+
+
+def factors(config: FactorsConfig) -> int:
+    """`word-factors factors`."""
+    run = open_run(config.run, config.data_root, config.device, config.quiet)
+    if config.out is not None:
+        fresh(config.out, config.force)
+    found = reliability_of(run, open_others(run, config.others, config.data_root, config.device, config.quiet))
+    if config.sort == "reliability" and found is None:
+        raise UserError("--sort", "reliability", "use, id, random; or name other runs by --others")
+    use = np.bincount(run.codes.indices, minlength=run.model.K) / len(run.embedding)
+    order = {
+        "use": np.argsort(-use, kind="stable"),
+        "id": np.arange(run.model.K),
+        "random": np.random.default_rng(config.seed).permutation(run.model.K),
+        "reliability": np.argsort(-(found if found is not None else use), kind="stable"),
+    }[config.sort]
+    tops = all_top_words(run.codes, run.embedding, config.words, config.min_rank)
+    names, labels = factor_names(run), run.labels
+
+    def row(j: int) -> tuple[object, ...]:
+        return (
+            j,
+            names[j],
+            f"{100 * use[j]:.2f} %",
+            "?" if found is None else f"{found[j]:.2f}",
+            "" if labels is None else int(labels[j]),
+            ", ".join(word for word, _ in tops[j]),
+        )
+
+    columns = ("factor", "name", "use", "reliability", "group", "top words")
+    shown = order[: config.count or None]
+    print_table(f"{len(shown)} of {run.model.K} factors, by {config.sort}", columns, map(row, shown), config.quiet)
+    if config.out is not None:
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(columns)
+        writer.writerows(row(j) for j in order)
+        write_atomically(config.out, text.getvalue().encode())
+    return 0
+
+
+def word(config: WordConfig) -> int:
+    """`word-factors word`."""
+    run = open_run(config.run, config.data_root, config.device, config.quiet)
+    rows = run.embedding.rows(config.words)  # unknown words are refused before anything is computed
+    names = factor_names(run)
+    reports = [
+        word_report(run.codes, run.embedding, each, run.phi, run.vectors, run.labels, config.threshold)
+        for each in config.words
+    ]
+    for report in reports:
+        show_word(report, names, config.count, config.quiet)
+    stem = "-".join(config.words)[:60].replace("/", "_")
+    out = config.out or run.folder / "figures" / f"word-{stem}"
+    made = [
+        figures.factors_of_words(out, config.words, run.codes[rows].toarray(), names),
+        figures.shares_of_words(
+            out.with_name(out.name + "-shares"),
+            [(r.word, [(names[j], share) for j, _, share in r.factors[:6]], min(1.0, r.left_over)) for r in reports],
+        ),
+    ]
+    if not config.quiet:
+        for path in made:
+            print(f"figure: {path}")
+    return 0
+
+
+def show_word(report: WordReport, names: Sequence[str], count: int, quiet: bool) -> None:
+    """Print a word's factors as bars, then its senses; what the factors leave over stands with them."""
+    widest = max((share for _, _, share in report.factors), default=1.0)
+    body: list[Sequence[object]] = [
+        (j, names[j], f"{alpha:.3f}", f"{share:.2f}", "#" * round(30 * share / widest))
+        for j, alpha, share in report.factors[:count]
+    ]
+    others = report.factors[count:]
+    if others:
+        body.append(
+            (
+                "",
+                f"{len(others)} more",
+                f"{sum(a for _, a, _ in others):.3f}",
+                f"{sum(s for _, _, s in others):.2f}",
+                "",
+            )
+        )
+    body.append(("", "left over (share of the energy)", "", f"{report.left_over:.2f}", ""))
+    print_table(report.word, ("factor", "name", "activation", "share", ""), body, quiet)
+    if report.senses and not quiet:
+        parts = (f"{sense.share:.2f} {{{names[sense.factors[0][0]]}}}" for sense in report.senses)
+        print(f"{report.word} = {' + '.join(parts)} + {report.rest:.2f} other\n")
+
+
+def groups(config: GroupsConfig) -> int:
+    """`word-factors groups`."""
+    run = open_run(config.run, config.data_root, config.device, config.quiet)
+    check_range("--groups", config.groups, 1, run.model.K)
+    names = factor_names(run)
+    if config.others:
+        return across_runs(config, run, names)
+    p = root_frequency(run.embedding.counts)
+    if config.method == "spectral":
+        found = factor_groups(run.codes, p, config.neighbours, config.groups, config.seed)
+    else:
+        found = hierarchical_groups(run.codes, p, config.groups)
+    how = {"method": config.method, "neighbours": config.neighbours, "seed": config.seed}
+    run.keep_labels(found.labels, how)
+    use = np.bincount(run.codes.indices, minlength=run.model.K) / len(run.embedding)
+    weight = np.bincount(found.labels, weights=use)
+    order = np.argsort(-weight, kind="stable")[: config.count or None]
+    body = []
+    for group in order:
+        members = found.members(int(group))
+        inside = members[np.argsort(-use[members], kind="stable")]
+        body.append((int(group), len(members), " | ".join(names[j] for j in inside[:5])))
+    print_table(
+        f"{found.clustered} groups of {run.model.K} factors", ("group", "factors", "most used"), body, config.quiet
+    )
+    path = figures.ordered_coactivation(
+        run.folder / "figures" / "coactivation", coactivation(run.codes, p), found.labels
+    )
+    if not config.quiet:
+        if len(found.isolated):
+            listed = ", ".join(map(str, found.isolated[:20]))
+            print(f"{len(found.isolated)} factors share no word with another, each a group of its own: {listed}")
+        print(f"kept in {run.folder}; figure: {path}")
+    return 0
+
+
+def across_runs(config: GroupsConfig, run: Run, names: Sequence[str]) -> int:
+    """Groups over the factors of several runs; shows those that every run has."""
+    if config.method != "spectral":
+        raise UserError("--method", config.method, "spectral, with --others")
+    others = open_others(run, config.others, config.data_root, config.device, config.quiet)
+    found = cross_run_groups([run.phi, *(other.phi for other in others)], config.groups, seed=config.seed)
+    robust = found.robust[np.argsort(-found.cohesion[found.robust], kind="stable")]
+    body = []
+    for group in robust[: config.count or None]:
+        own = np.flatnonzero(found.labels[0] == group)
+        total = sum(int((labels == group).sum()) for labels in found.labels)
+        body.append((int(group), total, f"{found.cohesion[group]:.2f}", " | ".join(names[j] for j in own[:4])))
+    title = f"{len(robust)} of {len(found.groups)} groups have a factor of all {len(found.labels)} runs"
+    print_table(title, ("group", "factors", "cosine between runs", "in this run"), body, config.quiet)
+    return 0
+
+
+def reliability(config: ReliabilityConfig) -> int:
+    """`word-factors reliability`."""
+    runs = [open_run(folder, config.data_root, config.device, config.quiet) for folder in config.runs]
+    first, others = runs[0], runs[1:]
+    same_space = all(
+        run.model.vocabulary == first.model.vocabulary and run.config.preprocess == first.config.preprocess
+        for run in others
+    )
+    body, best = [], []
+    for other in others:
+        if same_space:
+            found = match_factors(first.phi, other.phi)
+            control = random_control(first.embedding.dim, first.model.K, other.model.K, config.seed)
+        else:
+            mine, theirs = shared_rows(first.embedding, other.embedding)
+            codes = first.codes[mine], other.codes[theirs]
+            found, control = match_profiles(*codes), shuffled_control(*codes, config.seed)
+        best.append(found.best)
+        shares = (f"{100 * found.share(threshold):.0f} %" for threshold in (0.6, 0.8, 0.9))
+        body.append(
+            (other.folder.name, found.mean, found.quantiles()[0.5], *shares, found.assigned_mean, control.mean())
+        )
+    what = "dictionaries" if same_space else "activations over shared words"
+    columns = ("run", "mean best cosine", "median", "> 0.6", "> 0.8", "> 0.9", "one to one", "control")
+    print_table(f"factors of {first.folder.name} found again, by {what}", columns, body, config.quiet)
+    mean = np.mean(best, axis=0)
+    names = factor_names(first)
+    order = np.argsort(-mean, kind="stable")
+    ends = [*order[:8], *order[-4:]]
+    rows = [(int(j), names[j], f"{mean[j]:.3f}") for j in ends]
+    print_table("most and least reliable", ("factor", "name", "mean best cosine"), rows, config.quiet)
+    out = config.out or first.folder / "figures" / "reliability"
+    control = random_control(first.embedding.dim, first.model.K, others[0].model.K, config.seed)
+    if not same_space:
+        mine, theirs = shared_rows(first.embedding, others[0].embedding)
+        control = shuffled_control(first.codes[mine], others[0].codes[theirs], config.seed)
+    path = figures.reliability_histogram(out, mean, control)
+    if not config.quiet:
+        if same_space and len(runs) > 2:
+            phis = [run.phi for run in runs]
+            counts = ", ".join(
+                f"{len(stable_factors(phis, r, config.threshold))} in {r} and more" for r in range(2, len(runs) + 1)
+            )
+            print(f"factors found at a cosine above {config.threshold:g}: {counts} of {len(runs)} runs")
+        print(f"figure: {path}")
+    return 0
+
+
+def name(config: NameConfig) -> int:
+    """`word-factors name`."""
+    run = open_run(config.run, config.data_root, config.device, config.quiet)
+    path = config.names or run.folder / NAMES_FILE
+    entries = list(read_names(path)) if path.exists() else []
+    if config.names is not None and not entries and config.factor is None:
+        raise UserError("--names", path, "a file of names")
+    known = match_names(entries, signatures(run.codes, run.embedding))
+    if config.factor is not None:
+        assert config.to is not None
+        if not config.to.strip():
+            raise UserError("--to", config.to, "a name")
+        check_range("--factor", config.factor, 0, run.model.K - 1)
+        mark = signature(run.codes, run.embedding, config.factor)
+        words = tuple(word for word, _ in top_words(run.codes, run.embedding, config.factor, 8))
+        entries = [entry for entry in entries if entry.signature != mark]
+        entries.append(NamedFactor(mark, config.to.strip(), words))
+        write_names(path, entries)
+        known = match_names(entries, signatures(run.codes, run.embedding))
+    elif config.names is not None and path != run.folder / NAMES_FILE:
+        write_names(run.folder / NAMES_FILE, entries)  # from now on the other commands use them
+    tops = all_top_words(run.codes, run.embedding, 8)
+    body = [(j, given, ", ".join(word for word, _ in tops[j])) for j, given in sorted(known.names.items())]
+    print_table(f"{len(body)} named factors, {path}", ("factor", "name", "top words"), body, config.quiet)
+    if known.unmatched and not config.quiet:
+        listed = ", ".join(repr(entry.name) for entry in known.unmatched)
+        print(f"names of factors that this dictionary does not have: {listed}")
+    return 0
+
+
+def explore(config: ExploreConfig) -> int:
+    """`word-factors explore`."""
+    from word_factors.explore import page_content, write_page
+
+    run = open_run(config.run, config.data_root, config.device, config.quiet)
+    out = fresh(config.out or run.folder / "explore.html", config.force)
+    others = open_others(run, config.others, config.data_root, config.device, config.quiet)
+    details = {
+        "embedding": f"{run.embedding.name}, {len(run.embedding):,} words, {run.embedding.dim} dimensions",
+        "factors": f"{run.model.K:,}",
+        "weight of the activations": f"{run.model.lam:.4g}",
+        "preprocessing": run.config.preprocess,
+        "weighting": run.config.weighting,
+        "seed": str(run.config.seed),
+    }
+    if others:
+        details["reliability"] = f"mean best cosine in {len(others)} other run{'s' if len(others) > 1 else ''}"
+    content = page_content(
+        run.embedding,
+        run.phi,
+        run.codes,
+        residual=run.model.residual_share(run.codes),
+        names=factor_names(run),
+        labels=run.labels,
+        reliability=reliability_of(run, others),
+        max_words=config.max_words,
+        title=f"Word factors of {run.embedding.name}",
+        details=details,
+    )
+    size = write_page(out, content)
+    if not config.quiet:
+        print(f"{out}: {size / 1e6:.2f} MB; open it in a browser, it needs no network")
+    return 0
+
+
+def evaluate(config: EvaluateConfig) -> int:
+    """`word-factors evaluate`."""
+    run = open_run(config.run, config.data_root, config.device, config.quiet)
+    measures: dict[str, float] = dict(vocabulary_measures(run.model, run.codes))
+    phi = run.model.phi.to(run.device)
+    X = torch.from_numpy(run.vectors).T.to(run.device)
+    # On a few thousand words: with all of them the matrix of activations would be dense and large.
+    sample = X[:, torch.from_numpy(fair_rows(X.shape[1], 4000)).to(run.device)]
+    measures |= {f"sample, {key}": float(value) for key, value in judge(sample, phi, run.model.lam).items()}
+    measures["weight of the activations"] = run.model.lam
+    measures["weight at which all codes are zero"] = lam_max(sample, phi)
+    gram = run.phi.T @ run.phi
+    measures["coherence of the dictionary"] = float(np.abs(gram - np.diag(np.diag(gram))).max())
+    made: list[Path] = []
+    if config.curve:
+        made.append(curve(run, sample[:, :1000], phi))
+    if config.coherence:
+        measures |= coherence_measures(run, config.corpus, config.quiet)
+    print_table(f"{run.folder.name} on {run.embedding.name}", ("measure", "value"), measures.items(), config.quiet)
+    if config.out is not None:
+        write_json(config.out, {"run": run.folder.name, "embedding": run.embedding.name, "metrics": measures})
+    if not config.quiet:
+        for path in made:
+            print(f"figure: {path}")
+    return 0
+
+
+def fair_rows(size: int, count: int) -> NDArray[np.int64]:
+    """[min(size, count)] rows drawn with a fixed seed, rising."""
+    return np.sort(np.random.default_rng(0).choice(size, min(size, count), replace=False))
+
+
+def sparsity_points(X: torch.Tensor, phi: torch.Tensor, lam: float) -> list[tuple[float, float, float]]:
+    """(weight, active factors, share of energy left over) of vectors X [d, n] over weights around `lam`."""
+    points = []
+    for factor in CURVE:
+        found = judge(X, phi, factor * lam)
+        points.append((factor * lam, float(found["active"]), float(found["relative_residual"])))
+    return points
+
+
+def curve(run: Run, X: torch.Tensor, phi: torch.Tensor) -> Path:
+    """The figure of sparsity and error over the weight of the activations."""
+    points = sparsity_points(X, phi, run.model.lam)
+    return figures.sparsity_curve(run.folder / "figures" / "sparsity", points, run.model.lam)
+
+
+def coherence_measures(run: Run, corpus: Path | None, quiet: bool) -> dict[str, float]:
+    """c_npmi of the factors' top words on a corpus, beside the same words dealt out at random.
+
+    Raises:
+        UserError: the corpus is the one that the vectors were trained on.
+    """
+    from word_factors.coherence import coherence
+    from word_factors.corpus import read_corpus, wikipedia_articles
+
+    trained_here = run.config.vectors is None and run.config.corpus is None and run.config.data == "articles"
+    if corpus is None and trained_here:
+        raise UserError("--coherence", "gensim's articles", "--corpus with another text: these trained the vectors")
+    text = read_corpus(corpus, lower=True) if corpus is not None else wikipedia_articles()
+    topics = [[word for word, _ in top] for top in all_top_words(run.codes, run.embedding, 20)]
+    found = coherence([topic for topic in topics if len(topic) > 1], text, quiet=quiet)
+    return {
+        "coherence, c_npmi of top words": float(np.nanmean(found.topics)),
+        "coherence, shuffled words": float(np.nanmean(found.control)),
+    }
