@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from rpg.data.corruptions import CORRUPTIONS, corrupt, gaussian_blur
 from rpg.data.dense import cast, load_dense, normals_of, rooms
 from rpg.data.folder import imagefolder
 from rpg.data.images import balanced, image_shape, load
-from rpg.data.names import DATA, DENSE, DESCRIPTIONS, PLACES, POSE, SHAPES, present
+from rpg.data.names import CIFAR10, DATA, DENSE, DESCRIPTIONS, PLACES, POSE, SHAPES, present
 from rpg.data.pose import JOINTS, load_pose, stick_figures
 from shared.config import UserError
 
@@ -207,39 +209,65 @@ def test_npz_names_what_is_missing_or_misshapen(tmp_path: Path) -> None:
         load("cifar10", tmp_path)
 
 
-def write_tree(root: Path, suffix: str = "png", classes: int = 2) -> Path:
+def write_tree(root: Path, suffix: str = "png", folder: str = "cifar10", classes: Sequence[str] = CIFAR10) -> Path:
     for part in ("train", "test"):
-        for number in range(classes):
-            folder = root / "cifar10" / part / f"c{number}"
-            folder.mkdir(parents=True)
-            for image in range(3):
-                Image.fromarray(pixels(32, 32, 3)).save(folder / f"{image}.{suffix}")
-    return root / "cifar10"
+        for name in classes:
+            (root / folder / part / name).mkdir(parents=True)
+            for image in range(2):
+                Image.fromarray(pixels(32, 32, 3)).save(root / folder / part / name / f"{image}.{suffix}")
+    return root / folder
 
 
 @pytest.mark.parametrize(("suffix", "label"), [("png", "CIFAR-10"), ("jpg", "CIFAR-10 (JPEG)")])
-def test_folders_of_images_say_whether_they_are_lossy(tmp_path: Path, suffix: str, label: str) -> None:
-    tree = write_tree(tmp_path, suffix)
+@pytest.mark.parametrize("folder", ["cifar10", "CIFAR-10-images"])
+def test_folders_of_images_say_whether_they_are_lossy(tmp_path: Path, suffix: str, label: str, folder: str) -> None:
+    tree = write_tree(tmp_path, suffix, folder)
+    assert present("cifar10", tmp_path)
     data = load("cifar10", tmp_path)
-    assert (data.label, data.classes, len(data.x_train)) == (label, ("c0", "c1"), 6)
-    first = np.asarray(Image.open(tree / "train" / "c0" / f"0.{suffix}"))
+    assert (data.label, data.classes, len(data.x_train)) == (f"{label} subset 20/20", CIFAR10, 20)
+    first = np.asarray(Image.open(tree / "train" / "airplane" / f"0.{suffix}"))
     assert torch.equal(data.x_train[0], torch.from_numpy(first.copy()).permute(2, 0, 1))
+    assert data.y_train.tolist() == [number for number in range(10) for _ in range(2)]
 
 
 def test_bad_folders_are_refused_with_the_path(tmp_path: Path) -> None:
     tree = write_tree(tmp_path)
-    Image.fromarray(pixels(32, 32)).save(tree / "train" / "c1" / "0.png")
-    with pytest.raises(UserError, match=r"c1/0\.png.*32 x 32 x 3"):
+    path = tree / "train" / "bird" / "0.png"
+    Image.fromarray(pixels(32, 32)).save(path)
+    with pytest.raises(UserError, match=r"bird/0\.png.*32 x 32 x 3"):
         load("cifar10", tmp_path)
-    Image.fromarray(pixels(16, 32, 3)).save(tree / "train" / "c1" / "0.png")
-    with pytest.raises(UserError, match=r"(?s)c1/0\.png.*\(16, 32, 3\)"):
+    Image.fromarray(pixels(16, 32, 3)).save(path)
+    with pytest.raises(UserError, match=r"(?s)bird/0\.png.*\(16, 32, 3\)"):
         load("cifar10", tmp_path)
-    (tree / "train" / "c1" / "0.png").write_bytes(b"no image")
+    path.write_bytes(b"no image")
     with pytest.raises(UserError, match="readable"):
         load("cifar10", tmp_path)
-    (tree / "test" / "c2").mkdir()
-    with pytest.raises(UserError, match=r"(?s)same classes.*c2"):
+    (tree / "test" / "brid").mkdir()
+    with pytest.raises(UserError, match=r"cifar10/test: class.*brid.*did you mean 'bird'"):
         load("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("parts", [("train",), ("test",), ("train", "test")])
+def test_a_class_that_is_missing_is_named_even_where_both_parts_lack_it(tmp_path: Path, parts: Sequence[str]) -> None:
+    tree = write_tree(tmp_path)
+    for part in parts:
+        shutil.rmtree(tree / part / "frog")
+    with pytest.raises(UserError, match=rf"(?s)cifar10/{parts[0]}.*no folder frog"):
+        load("cifar10", tmp_path)
+
+
+def test_labels_that_are_not_the_data_sets_are_refused(tmp_path: Path) -> None:
+    x = {"x_train": pixels(20, 32, 32, 3), "x_test": pixels(10, 32, 32, 3)}
+    right = {"y_train": np.arange(20) % 10, "y_test": np.arange(10)}
+    for wrong, message in (
+        ({"y_train": np.arange(20) % 9, "classes": np.array(CIFAR10)}, r"training labels.*no sample of 9 \(truck\)"),
+        ({"y_test": np.arange(10) % 8, "classes": np.array(CIFAR10)}, r"testing labels.*8 \(ship\), 9 \(truck\)"),
+        ({"y_train": np.arange(20) % 10 - 1, "classes": np.array(CIFAR10)}, r"training labels: got '-1'"),
+        ({"y_train": np.arange(20) % 12}, r"classes: got '12'; valid: 10 names"),
+    ):
+        np.savez(tmp_path / "cifar10.npz", **{**x, **right, **wrong})
+        with pytest.raises(UserError, match=message):
+            load("cifar10", tmp_path)
 
 
 def test_missing_data_say_what_to_put_where(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ import gzip
 import io
 import pickle
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.config import UserError
+from shared.config import UserError, check_choice
 
 Halves: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]
 # x_train, y_train, x_test, y_test, classes, label
@@ -148,24 +149,31 @@ def cifar_archive(folder: Path, label: str) -> Arrays:
     return halves[0], halves[1], halves[2], halves[3], classes, label
 
 
-def tree(folder: Path, label: str, size: int) -> Arrays:
-    """train/<class>/* and test/<class>/*: colour images of one size; lossy ones are named so in the label.
+def tree(folder: Path, label: str, size: int, classes: Sequence[str], complete: int) -> Arrays:
+    """train/<class>/* and test/<class>/*: colour images of one size; the label says where they are lossy or a subset.
+
+    Args:
+        folder: holds train/ and test/. label: the data set's name. size: height and width in pixels.
+        classes: names of the class folders, in the order of the labels.
+        complete: training images of the complete set.
 
     Raises:
-        UserError: classes that differ between the two, an empty class, a grey image, another size; with the path.
+        UserError: a class that is missing, empty, or none of the set's; a grey image, another size; with the path.
     """
     from PIL import Image, UnidentifiedImageError
 
-    found = {part: sorted(p.name for p in (folder / part).glob("*") if p.is_dir()) for part in ("train", "test")}
-    if found["train"] != found["test"] or not found["train"]:
-        missing = sorted(set(found["train"]) ^ set(found["test"]))
-        hint = f"Only one of them has: {', '.join(missing)}" if missing else "There is no class folder."
-        raise UserError("image folders", folder, "the same classes under train/ and test/", hint)
+    for part in ("train", "test"):
+        found = {p.name for p in (folder / part).glob("*") if p.is_dir() and not p.name.startswith(".")}
+        if missing := [name for name in classes if name not in found]:
+            hint = f"There is no folder {', '.join(missing)}."
+            raise UserError("image folders", folder / part, f"a folder for each class: {', '.join(classes)}", hint)
+        for name in sorted(found):
+            check_choice(f"image folders: {folder / part}: class", name, classes)
     halves: list[Any] = []
     lossy = False
     for part in ("train", "test"):
         images, labels = [], []
-        for number, name in enumerate(found["train"]):
+        for number, name in enumerate(classes):
             paths = sorted(p for p in (folder / part / name).iterdir() if p.suffix.lower() in SUFFIXES)
             if not paths:
                 raise UserError("image folder", folder / part / name, "at least one image (png, jpg, bmp)")
@@ -183,7 +191,10 @@ def tree(folder: Path, label: str, size: int) -> Arrays:
                 images.append(pixels)
                 labels.append(number)
         halves += [np.stack(images).transpose(0, 3, 1, 2), np.array(labels, np.int64)]
-    return halves[0], halves[1], halves[2], halves[3], tuple(found["train"]), label + (" (JPEG)" if lossy else "")
+    label += " (JPEG)" if lossy else ""
+    if len(halves[1]) < complete:
+        label += f" subset {len(halves[1]):,}/{len(halves[3]):,}"
+    return halves[0], halves[1], halves[2], halves[3], tuple(classes), label
 
 
 def sprite(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -6,6 +6,7 @@ data.x_train          # uint8 [N, 3, 32, 32]
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rpg.data import files
-from rpg.data.names import DATA, DENSE, PLACES, POSE, SHAPES, DataName
+from rpg.data.names import CIFAR10, DATA, DENSE, PLACES, POSE, SHAPES, DataName
 from shared.config import UserError, check_choice
 from shared.data import require
 
@@ -66,6 +67,7 @@ def load(
     valid = [other for other in DATA if other not in (*POSE, *DENSE, "imagefolder")]
     check_choice("--data", name, valid)
     x_train, y_train, x_test, y_test, classes, label = _READERS[name](root)
+    check_labels(name, root, y_train, y_test, classes)
     chosen = balanced(y_train, max_train, seed, "--max-train")
     kept = balanced(y_test, max_test, seed, "--max-test")
     x_train, y_train, x_test, y_test = x_train[chosen], y_train[chosen], x_test[kept], y_test[kept]
@@ -86,6 +88,23 @@ def load(
         tuple(float(value) for value in mean),
         tuple(float(value) for value in std),
     )
+
+
+def check_labels(
+    name: DataName, root: Path, y_train: NDArray[np.int64], y_test: NDArray[np.int64], classes: Sequence[str]
+) -> None:
+    """Refuse files whose labels are not those of the data set: a class that no sample has, or one too many."""
+    outputs = SHAPES[name][2]
+    if len(classes) != outputs:
+        raise UserError(f"{name} under {root}: classes", len(classes), f"{outputs} names")
+    for part, labels in (("train", y_train), ("test", y_test)):
+        where = f"{name} under {root}: {part}ing labels"
+        if odd := sorted(set(np.unique(labels).tolist()) - set(range(outputs))):
+            raise UserError(where, odd[0], f"integers in [0, {outputs - 1}]")
+        counts = np.bincount(labels, minlength=outputs)
+        if not counts.all():
+            empty = [f"{label} ({classes[label]})" for label in np.flatnonzero(counts == 0).tolist()]
+            raise UserError(where, f"no sample of {', '.join(empty)}", f"samples of all {outputs} classes")
 
 
 def balanced(labels: NDArray[np.int64], count: int | None, seed: int, flag: str) -> NDArray[np.int64]:
@@ -153,7 +172,7 @@ def _cifar10(root: Path) -> files.Arrays:
     if found.suffix == ".npz":
         return files.npz(found, "CIFAR-10")
     if found.name == "train":
-        return files.tree(found.parent, "CIFAR-10", size=32)
+        return files.tree(found.parent, "CIFAR-10", size=32, classes=CIFAR10, complete=50_000)
     return files.cifar_archive(found, "CIFAR-10")
 
 

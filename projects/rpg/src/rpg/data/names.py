@@ -48,12 +48,21 @@ PLACES: dict[DataName, tuple[str, ...]] = {
         "FashionMNIST/raw/train-images-idx3-ubyte.gz",
         "fashion-mnist-sprite.png",
     ),
-    "cifar10": ("cifar-10-batches-py", "cifar10/cifar10_subset.npz", "cifar10.npz", "cifar10/train"),
+    "cifar10": (
+        "cifar-10-batches-py",
+        "cifar10/cifar10_subset.npz",
+        "cifar10.npz",
+        "cifar10/train",
+        "CIFAR-10-images/train",
+    ),
     "cifar100": ("cifar-100-python",),
     "imagefolder": ("imagenet/train", "train"),
     "mpii": ("mpii/annotations.json",),
     "triples": ("triples/train", "s3dis/train"),
 }
+
+# Folders of images bear these names; in this order they are the labels 0 to 9, as in the archive.
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 # Channels, side in pixels, outputs: what a host must know of the data without loading them.
 SHAPES: dict[DataName, tuple[int, int, int]] = {
