@@ -17,6 +17,7 @@ from rpg.analysis import (
     least_squares_ring,
     mean_absolute_cosine,
     slice_product_variance,
+    unused_fraction,
 )
 from rpg.plan import make_plan
 from shared.config import UserError
@@ -46,22 +47,46 @@ def test_fits_refuse_what_gives_no_line(dof: list[int]) -> None:
         fit_loglinear(dof, [0.1] * len(dof))
 
 
-@pytest.mark.parametrize("kind", ["even", "sign_only", "perm_only"])
-def test_cosine_moments_agree_with_draws(kind: str) -> None:
+def _layers(kind: str, n: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """`count` independent layers, each the whole ring of n numbers as `make_plan` deals it: indices and signs."""
+    if kind in ("ring", "sign_only"):  # a cursor that walks on: layer after layer takes the whole ring
+        plan = make_plan([n] * count, n, kind, 2, offset="continue")
+        return plan.all_indices().reshape(count, n), plan.all_signs().reshape(count, n)
+    plans = [make_plan([n], n, kind, seed) for seed in range(count)]
+    return np.stack([plan.all_indices() for plan in plans]), np.stack([plan.all_signs() for plan in plans])
+
+
+# Identity 5, on the plans themselves. A plan a draw takes 60 microseconds: ten seconds for the two kinds that need it.
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "ring",
+        "sign_only",
+        pytest.param("even", marks=pytest.mark.slow),
+        pytest.param("perm_only", marks=pytest.mark.slow),
+    ],
+)
+def test_cosine_moments_agree_with_the_plans(kind: str) -> None:
     n, draws = 64, 100_000
-    stream = np.random.default_rng(2)
-    ring = stream.exponential(size=n)  # far from symmetric: permutation alone leaves a large mean
-    indices = np.tile(np.arange(n), (2, draws, 1))
-    signs = np.ones((2, draws, n))
-    if kind != "sign_only":
-        indices = stream.permuted(indices, axis=2)
-    if kind != "perm_only":
-        signs = stream.choice([-1.0, 1.0], size=signs.shape)
+    ring = np.random.default_rng(2).exponential(size=n)  # far from symmetric: permutation alone leaves a large mean
+    indices, signs = _layers(kind, n, draws + 1)
     layers = signs * ring[indices]
-    cosine = (layers[0] * layers[1]).sum(1) / (ring**2).sum()
-    mean, variance = cosine_moments(kind, ring)
+    # Neighbours share a layer; given that one, the other is a fresh draw, so that the cosines are uncorrelated.
+    cosine = (layers[1:] * layers[:-1]).sum(1) / (ring**2).sum()
+    mean, variance = cosine_moments("even" if kind == "ring" else kind, ring)
     assert cosine.mean() == pytest.approx(mean, abs=4 * np.sqrt(variance / draws))
     assert cosine.var() / variance == pytest.approx(1.0, abs=0.03)
+    if kind in ("ring", "even"):
+        assert 0.97 <= cosine.var() * n <= 1.03
+    if kind == "perm_only":
+        assert cosine.mean() == pytest.approx(ring.sum() ** 2 / (n * (ring**2).sum()), rel=0.01)
+
+
+@pytest.mark.parametrize("uses", [0.5, 1.0, 3.0])
+def test_hash_leaves_the_derived_share_of_the_ring_unused(uses: float) -> None:
+    size = 100_000
+    plan = make_plan([round(uses * size)], size, "hash", 5, allow_unused=True)
+    assert (plan.counts() == 0).mean() == pytest.approx(unused_fraction(uses), abs=4 * np.sqrt(np.exp(-uses) / size))
 
 
 def test_slices_of_one_even_plan_have_the_variance_of_drawing_without_replacement() -> None:
@@ -86,8 +111,21 @@ def test_condition_number_cannot_grow_under_the_constraint(seed: int) -> None:
     hessian = quadratic(48, seed)
     generator = make_plan([30, 18], 12, "even", seed).matrix().toarray()
     found = constrained_spectrum(hessian, generator)
-    assert found.full[0] - 1e-12 <= found.constrained[0] <= found.constrained[1] <= found.full[1] + 1e-12
     assert found.condition[1] <= found.condition[0] * (1 + 1e-12)
+
+
+# Identity 9: Poincare separation of every eigenvalue.
+@pytest.mark.parametrize(("kind", "size"), [("even", 1), ("even", 12), ("even", 48), ("seq", 16), ("perm_only", 24)])
+def test_every_eigenvalue_interlaces(kind: str, size: int) -> None:
+    total = 48
+    for seed in range(5):
+        generator = make_plan([30, 18], size, kind, seed).matrix().toarray()
+        found = constrained_spectrum(quadratic(total, seed), generator)
+        assert (len(found.full), len(found.constrained)) == (total, size)
+        assert (found.full[:size] <= found.constrained + 1e-10).all()
+        assert (found.constrained <= found.full[total - size :] + 1e-10).all()
+    if size == total:
+        assert found.constrained == pytest.approx(found.full)  # the whole ring: the same network
 
 
 def test_descent_on_the_ring_converges_at_least_as_fast() -> None:

@@ -162,29 +162,32 @@ def unused_fraction(uses: float) -> float:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Spectra of a quadratic before and after the constraint theta = G W (with G^T G = r I)."""
+    """Spectra of a quadratic before and after the constraint theta = G W (with G^T G = r I).
 
-    full: tuple[float, float]
-    constrained: tuple[float, float]
+    Attributes:
+        full: eigenvalues of H, ascending, `[N]`. constrained: of G^T H G / r, `[M]`.
+    """
+
+    full: NDArray[np.float64]
+    constrained: NDArray[np.float64]
 
     @property
     def condition(self) -> tuple[float, float]:
         """Condition numbers, full and constrained: the second is never larger (Poincare separation)."""
-        return self.full[1] / self.full[0], self.constrained[1] / self.constrained[0]
+        return float(self.full[-1] / self.full[0]), float(self.constrained[-1] / self.constrained[0])
 
 
 def constrained_spectrum(hessian: NDArray[Any], generator: NDArray[Any]) -> Conditioning:
-    """Extreme eigenvalues of H and of G^T H G / r: the latter interlace the former, so that gradient descent on the
-    ring converges at least as fast as on the weights (for quadratics).
+    """Eigenvalues of H and of G^T H G / r. The latter interlace the former (Poincare): the i-th of M lies between the
+    i-th and the (i + N - M)-th of N, so that gradient descent on the ring converges at least as fast as on the weights
+    (for quadratics).
 
     Args:
         hessian: H, `[N, N]`, symmetric positive definite.
         generator: G, `[N, M]`, with orthogonal columns of equal norm sqrt(r).
     """
     uses = float((generator**2).sum() / generator.shape[1])
-    inner = np.linalg.eigvalsh(generator.T @ hessian @ generator / uses)
-    outer = np.linalg.eigvalsh(hessian)
-    return Conditioning((float(outer[0]), float(outer[-1])), (float(inner[0]), float(inner[-1])))
+    return Conditioning(np.linalg.eigvalsh(hessian), np.linalg.eigvalsh(generator.T @ hessian @ generator / uses))
 
 
 def least_squares_ring(x: NDArray[Any], y: NDArray[Any], generator: NDArray[Any]) -> NDArray[Any]:
