@@ -8,12 +8,17 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from rpg.baseline_names import BASELINES
 from rpg.cli import app, main
-from rpg.config import TRAIN_PRESETS
+from rpg.commands import sweep_cells
+from rpg.config import TRAIN_PRESETS, SweepConfig
+from rpg.hosts.names import HOST_DESCRIPTIONS
+from rpg.tasks import NetworkTask
 from rpg.train import train
 
 VERBS = (
@@ -128,6 +133,67 @@ def test_sweep_fit_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert (out / "figures" / "sweep.png").exists()
 
 
+def test_manual_says_what_hosts_and_baselines_are(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("train", "sweep", "inspect"):
+        assert main([verb, "--help"]) == 0
+        out = capsys.readouterr().out
+        for line in (*HOST_DESCRIPTIONS.values(), *BASELINES.values()):
+            assert line in out
+
+
+def test_sweep_varies_hosts_at_one_size_chunks_rates_and_norms() -> None:
+    def names(**changes: Any) -> list[str]:
+        return [cell.name for cell in sweep_cells(SweepConfig(steps=5, seeds=1, **changes))]
+
+    assert names(hosts=("resnet18", "resnet34"), ring_sizes=(500_000,), methods=("rpg", "tied", "narrow")) == [
+        f"{host} {rest}"
+        for host in ("resnet18", "resnet34")
+        for rest in ("even global M=500000", "tied", "narrow M=500000")
+    ]
+    assert names(host="mlp", ratios=(0.5,), chunks=(1, 16), lr_scales=("none", "sqrt_r")) == [
+        f"mlp even global M/N=0.5 chunk={chunk} lr-scale={scale}" for chunk in (1, 16) for scale in ("none", "sqrt_r")
+    ]
+    cells = sweep_cells(
+        SweepConfig(
+            steps=5,
+            seeds=2,
+            data="rooms",
+            host="multitask",
+            ratios=(0.5,),
+            host_options=("width=4", "variant=rpg"),
+            host_variants=("variant=reuse", "variant=reuse-bn,calls=3"),
+        )
+    )
+    assert [(cell.settings["host_options"], cell.seed) for cell in cells] == [
+        (options, seed)
+        for options in (["width=4", "variant=reuse"], ["width=4", "variant=reuse-bn", "calls=3"])
+        for seed in (0, 1)
+    ]
+    assert len(names(host="mlp")) == 8  # the specified ratios
+
+
+def test_tied_and_pruned_at_once_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--preset", "smoke", "--device", "cpu", "--host", "patch-resnet", "--recipe", "onecycle", "--lr", "0.05"]
+    flags += ["--host-options", "width=8", "patch=2", "--steps", "20"]
+    assert main(["train", *flags, "--method", "tied", "--out", str(tmp_path / "tied")]) == 0
+    assert "1 kernels for 8 layers" in capsys.readouterr().out
+    for rounds, kept in (("1", {4608, 576}), ("3", {4608, 2304, 1152, 576})):
+        seen: set[int] = set()
+        original = NetworkTask.step
+
+        def step(self: NetworkTask, batch: Any, seen: set[int] = seen, original: Any = original) -> Any:
+            metrics = original(self, batch)
+            assert self.network.pruning is not None
+            seen.add(self.network.pruning[0].nonzeros)
+            return metrics
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(NetworkTask, "step", step)
+            out = ["--out", str(tmp_path / f"pruned-{rounds}")]
+            assert main(["train", *flags, "--method", "pruned", "--prune-rounds", rounds, *out]) == 0
+        assert seen == kept
+
+
 def test_plot_a_run(run: Path, tmp_path: Path) -> None:
     assert main(["plot", str(run), "--out", str(tmp_path)]) == 0
     assert (tmp_path / "curves.png").exists()
@@ -168,6 +234,12 @@ def test_reproduce_smoke_runs_every_kind_of_cell(tmp_path: Path) -> None:
         (["fit", "nowhere.json"], "sweep.json"),
         (["plot", "nowhere"], "cells/"),
         (["key", "--model-file", "nowhere.pt"], "--key"),
+        (["sweep", "--ring-size", "300"], "--ring-sizes"),
+        (["sweep", "--ratios", "0.5", "--ring-sizes", "300"], "one of them"),
+        (["sweep", "--resume", "runs/sweep"], "--resume: got 'this flag'; valid: none"),
+        (["sweep", "--plans", "reuse", "--chunks", "16"], "permutes nothing"),
+        (["sweep", "--host-variants", "variant"], "name=value"),
+        (["train", "--prune-rounds", "2"], "--prune-rounds"),
         (["bench", "--only", "nothing"], "--only"),
         (["reproduce", "--preset", "paper", "--data-root", "/nowhere"], "--data-root"),
     ],

@@ -132,6 +132,10 @@ class App:
             check_choice("--preset", preset, verb.presets)
             default = verb.presets[preset]
         resume = _flag(arguments, "--resume")
+        for field in dataclasses.fields(verb.config):
+            # A verb for which an inherited flag makes no sense takes it out of its constructor.
+            if not field.init and _given(arguments, flag := "--" + field.name.replace("_", "-")):
+                raise UserError(flag, "this flag", f"none: `{verb.name} --help` says what stands in its place")
         if resume is not None and issubclass(verb.config, RunConfig):
             from shared.run import saved_config
 
@@ -171,7 +175,7 @@ class App:
 
 def _check_choices(config: type[Any], arguments: Sequence[str], prefix: str = "--") -> None:
     """Refuse a word that is none of its flag's choices with the nearest one: tyro only lists them."""
-    for field in dataclasses.fields(config):
+    for field in (field for field in dataclasses.fields(config) if field.init):
         hint = typing.get_type_hints(config)[field.name]
         flag = prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):

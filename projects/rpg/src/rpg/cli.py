@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from inspect import cleandoc
+
+from rpg.baseline_names import BASELINES
 from rpg.config import (
     INSPECT_PRESETS,
     SWEEP_PRESETS,
@@ -17,6 +21,8 @@ from rpg.config import (
     SweepConfig,
     TrainConfig,
 )
+from rpg.data.names import DESCRIPTIONS as DATA_DESCRIPTIONS
+from rpg.hosts.names import HOST_DESCRIPTIONS
 from shared.claims import ReproduceConfig
 from shared.cli import App, BenchConfig
 
@@ -136,5 +142,18 @@ def bench(config: BenchConfig) -> int:
 
     return run("rpg", config)
 
+
+def _listed(title: str, lines: Mapping[str, str]) -> str:
+    width = max(map(len, lines))
+    return "\n".join(["", "", f"{title}:", *(f"  {name:<{width}}  {line}" for name, line in lines.items())])
+
+
+for _verb in (train, sweep, inspect):
+    _verb.__doc__ = (
+        cleandoc(_verb.__doc__ or "")
+        + _listed("Hosts (--host)", HOST_DESCRIPTIONS)
+        + _listed("Baselines (--method, unless a plan or a host is named)", BASELINES)
+        + _listed("Data (--data)", DATA_DESCRIPTIONS)
+    )
 
 main = app.main

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 
 from rpg import compress, security
 from rpg.config import (
+    UNSIZED,
     EvaluateConfig,
     ExportConfig,
     FitConfig,
@@ -23,6 +25,7 @@ from rpg.config import (
 )
 from rpg.flops import macs
 from rpg.networks import Shape, build_network
+from rpg.plan import PERMUTED
 from rpg.tasks import Images, NetworkTask
 from rpg.train import account, finetune, label, measure, model_key, need_ring, open_run
 from rpg.wrap import RPGModel
@@ -169,23 +172,18 @@ def sweep_cells(config: SweepConfig) -> list[Cell]:
         for field in dataclasses.fields(TrainConfig)
         if field.name not in circumstances and (value := to_json(config)[field.name]) is not None
     }
-    for name in ("compression", "dof_ratio", "ring_size"):
-        base.pop(name, None)
     cells: dict[str, dict[str, Any]] = {}
-    for host in config.hosts or (config.host,):
+    for host, variant in itertools.product(config.hosts or (config.host,), config.host_variants or ("",)):
+        stem = f"{host} {variant}".strip()
+        shared = {**base, "host": host, "host_options": list(config.variant_options(variant))}
         for method in config.methods:
-            if method == "vanilla":
-                cells[f"{host} vanilla"] = {**base, "host": host, "method": method}
-                continue
-            for ratio in config.ratios:
-                size = {**base, "host": host, "method": method, "dof_ratio": ratio}
-                if method != "rpg":
-                    cells[f"{host} {method} M/N={ratio:.4g}"] = size
-                    continue
-                for plan in config.plans:
-                    for scope in config.scopes:
-                        name = f"{host} {plan} {scope} M/N={ratio:.4g}"
-                        cells[name] = {**size, "plan": plan, "scope": scope}
+            if method in UNSIZED:
+                cells[f"{stem} {method}"] = {**shared, "method": method}
+            elif method != "rpg":
+                for share, size in config.sizes():
+                    cells[f"{stem} {method} {share}"] = {**shared, **size, "method": method}
+            else:
+                cells |= _ring_cells(config, stem, {**shared, "method": method})
     for name, fields in cells.items():
         try:
             from_json(TrainConfig, fields)
@@ -193,6 +191,22 @@ def sweep_cells(config: SweepConfig) -> list[Cell]:
             raise UserError(f"sweep, {name}", error.value, error.valid) from error
     seeds = range(config.seed, config.seed + config.seeds)
     return [Cell(name, fields, seed) for name, fields in cells.items() for seed in seeds]
+
+
+def _ring_cells(config: SweepConfig, stem: str, shared: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The part of a grid that varies the ring; what does not vary is not in the names."""
+    chunks, scales = config.chunks or (config.chunk,), config.lr_scales or (config.lr_scale,)
+    cells: dict[str, dict[str, Any]] = {}
+    for (share, size), plan, scope, chunk, scale in itertools.product(
+        config.sizes(), config.plans, config.scopes, chunks, scales
+    ):
+        if chunk > 1 and plan not in PERMUTED:
+            raise UserError("--chunks", chunk, f"1 with plan {plan}, which permutes nothing")
+        name = f"{stem} {plan} {scope} {share}"
+        name += f" chunk={chunk}" if len(chunks) > 1 else ""
+        name += f" lr-scale={scale}" if len(scales) > 1 else ""
+        cells[name] = {**shared, **size, "plan": plan, "scope": scope, "chunk": chunk, "lr_scale": scale}
+    return cells
 
 
 def sweep(config: SweepConfig) -> int:

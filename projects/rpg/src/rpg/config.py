@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
@@ -12,8 +12,10 @@ from shared.config import RunConfig, UserError, check_choice, check_range
 
 PlanName = Literal["even", "ring", "hash", "reuse", "seq", "perm_only", "sign_only", "haar"]
 PLANS: tuple[PlanName, ...] = get_args(PlanName)
-Method = Literal["rpg", "vanilla", "narrow", "low-rank", "subspace", "pruned"]
+Method = Literal["rpg", "vanilla", "narrow", "low-rank", "tied", "subspace", "pruned"]
 METHODS: tuple[Method, ...] = get_args(Method)
+UNSIZED: tuple[Method, ...] = ("vanilla", "tied")  # no budget sets their size
+PruneRounds = Literal[1, 3]
 Recipe = Literal["onecycle", "adam", "paper", "repo", "imagenet"]
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 Augment = Literal["none", "flip", "crop-flip"]
@@ -38,7 +40,8 @@ class TrainConfig(RunConfig):
     host: HostName = "patch-resnet"
     """Network that is generated."""
     method: Method = "rpg"
-    """How the host's weights are parameterised: rpg, or a baseline of the same number of free parameters."""
+    """How the host's weights are parameterised: rpg, or a baseline of the same number of free parameters (vanilla and
+    tied have a size of their own)."""
     compression: float | None = None
     """Generated weights per ring number, N/M. Default 8. One of this, --dof-ratio, --ring-size."""
     dof_ratio: float | None = None
@@ -80,6 +83,8 @@ class TrainConfig(RunConfig):
     """Samples a step and device."""
     augment: Augment = "none"
     """Random flips; pad-4 crops and flips."""
+    prune_rounds: PruneRounds = 3
+    """Method `pruned`: at once at half of the run, or in three rounds from there; the rest is fine-tuning."""
     max_train: int | None = None
     """Use this many training samples, balanced over classes."""
     max_test: int | None = None
@@ -99,6 +104,7 @@ class TrainConfig(RunConfig):
             ("--recipe", self.recipe, RECIPES),
             ("--lr-scale", self.lr_scale, LR_SCALES),
             ("--augment", self.augment, AUGMENTS),
+            ("--prune-rounds", self.prune_rounds, get_args(PruneRounds)),
         ):
             check_choice(flag, value, valid)
         check_range("--compression", self.compression, 1)
@@ -293,20 +299,39 @@ class InspectConfig(TrainConfig):
     """List every generated layer with its constant a_l."""
 
 
+RATIOS = (1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 64, 1 / 256, 1 / 1024)
+SWEPT = ("compression", "dof_ratio", "ring_size", "resume", "devices")  # of `train`'s fields, those a sweep sets itself
+
+
 @dataclass(frozen=True)
 class SweepConfig(TrainConfig):
     """Flags of `sweep`: those of `train` for what all runs share, and lists for what varies."""
 
-    ratios: tuple[float, ...] = (1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 64, 1 / 256, 1 / 1024)
-    """M / N."""
+    exclusive: ClassVar[tuple[tuple[str, ...], ...]] = (*TrainConfig.exclusive, ("ratios", "ring_sizes"))
+
+    resume: Path | None = field(default=None, init=False)
+    """Not for a sweep: the same command (the same --out) goes on with what is not finished."""
+    devices: int = field(default=1, init=False)
+    """Not for a sweep: --jobs runs several of its runs at a time."""
+    ratios: tuple[float, ...] | None = None
+    """M / N. Default: 1, 1/2, 1/4, 1/8, 1/16, 1/64, 1/256, 1/1024."""
+    ring_sizes: tuple[int, ...] | None = None
+    """Instead of --ratios: M, the same for every host, to compare hosts at equal degrees of freedom."""
     plans: tuple[PlanName, ...] = ("even",)
     """Plans."""
     hosts: tuple[HostName, ...] = ()
     """Hosts. Default: --host."""
     methods: tuple[Method, ...] = ("rpg",)
-    """Methods; those without a ring run at every ratio as the budget, vanilla once."""
+    """Methods; those without a ring run with every ring size as the budget, vanilla and tied once."""
     scopes: tuple[Scope, ...] = ("global",)
     """Scopes."""
+    chunks: tuple[int, ...] = ()
+    """Sizes of permuted blocks. Default: --chunk."""
+    lr_scales: tuple[LrScale, ...] = ()
+    """Scalings of the ring's learning rate. Default: --lr-scale."""
+    host_variants: tuple[str, ...] = ()
+    """Sets of host options, each as name=value,name=value; e.g. variant=reuse variant=reuse-bn for shared kernels
+    without and with normalisation of their own."""
     seeds: int = 3
     """Seeds, from --seed on."""
     jobs: int | None = None
@@ -316,16 +341,46 @@ class SweepConfig(TrainConfig):
         super().__post_init__()
         check_range("--seeds", self.seeds, 1)
         check_range("--jobs", self.jobs, 1)
-        for ratio in self.ratios:
+        for flag in ("compression", "dof_ratio", "ring_size"):
+            if (value := getattr(self, flag)) is not None:
+                raise UserError("--" + flag.replace("_", "-"), value, "a list: --ratios of M / N, or --ring-sizes")
+        for ratio in self.ratios or ():
             check_range("--ratios", ratio, 0, 1, open_low=True)
+        for size in self.ring_sizes or ():
+            check_range("--ring-sizes", size, 1)
+        for chunk in self.chunks:
+            check_range("--chunks", chunk, 1)
+        for variant in self.host_variants:
+            self.variant_options(variant)
         for flag, values, valid in (
             ("--plans", self.plans, PLANS),
             ("--hosts", self.hosts, HOSTS),
             ("--methods", self.methods, METHODS),
             ("--scopes", self.scopes, SCOPES),
+            ("--lr-scales", self.lr_scales, LR_SCALES),
         ):
             for value in values:
                 check_choice(flag, value, valid)
+
+    def sizes(self) -> list[tuple[str, dict[str, float | int]]]:
+        """What is swept of the ring's size: (as names show it, fields of `TrainConfig`)."""
+        if self.ring_sizes is not None:
+            return [(f"M={size}", {"ring_size": size}) for size in self.ring_sizes]
+        ratios = RATIOS if self.ratios is None else self.ratios
+        return [(f"M/N={ratio:.4g}", {"dof_ratio": ratio}) for ratio in ratios]
+
+    def variant_options(self, variant: str) -> tuple[str, ...]:
+        """`--host-options` with those of a variant on top.
+
+        Raises:
+            UserError: an entry that is not name=value.
+        """
+        own = tuple(variant.split(",")) if variant else ()
+        for entry in own:
+            if not all(entry.partition("=")):
+                raise UserError("--host-variants", entry, "name=value, such as variant=reuse-bn")
+        named = {entry.partition("=")[0] for entry in own}
+        return (*(entry for entry in self.host_options if entry.partition("=")[0] not in named), *own)
 
 
 @dataclass(frozen=True)
@@ -355,4 +410,7 @@ class PlotConfig:
 
 
 INSPECT_PRESETS = {name: InspectConfig(**vars(preset)) for name, preset in TRAIN_PRESETS.items()}
-SWEEP_PRESETS = {name: SweepConfig(**vars(preset)) for name, preset in TRAIN_PRESETS.items()}
+SWEEP_PRESETS = {
+    name: SweepConfig(**{flag: value for flag, value in vars(preset).items() if flag not in SWEPT})
+    for name, preset in TRAIN_PRESETS.items()
+}

@@ -67,6 +67,11 @@ def build_network(config: TrainConfig, shape: Shape) -> Network:
     if config.method == "rpg":
         model = wrap(config, host)
         return Network(model, model.generated, model.ring_total, model.dof())
+    if config.method == "tied":
+        tied, kinds = baselines.tie_layers(host)
+        note = f"{len(kinds)} kernels for {sum(map(len, kinds))} layers"
+        free = parameter_count(tied)
+        return Network(tied, generated, generated - parameter_count(host) + free, free, note=note)
     ring = config.ring_numbers(generated)
     if ring > generated:
         raise UserError("--ring-size", ring, f"an integer in [1, N = {generated}]")

@@ -27,7 +27,7 @@ from shared.data import Batches, data_root
 from shared.device import Timer
 from shared.loop import Loop, Task
 
-PRUNE_AT = (0.5, 0.65, 0.8)  # of the run: iterative pruning in three rounds, the rest is fine-tuning
+PRUNE_AT = (0.5, 0.65, 0.8)  # of the run: pruning at once at the first, or in three rounds; the rest is fine-tuning
 
 
 class NetworkTask(Task):
@@ -155,8 +155,9 @@ class NetworkTask(Task):
         if self.network.pruning is None:
             return
         pruning, keep = self.network.pruning
-        targets = pruning_rounds(pruning.total, keep, len(PRUNE_AT))
-        for progress, target in zip(PRUNE_AT, targets, strict=True):
+        rounds = self.config.prune_rounds
+        targets = pruning_rounds(pruning.total, keep, rounds)
+        for progress, target in zip(PRUNE_AT[:rounds], targets, strict=True):
             if self.loop.step >= progress * self.loop.total and pruning.nonzeros > target:
                 pruning.prune_to(target)
 
