@@ -26,7 +26,16 @@ def invented(cell: Cell) -> dict[str, Any]:
     settings = from_json(TrainConfig, {**cell.settings})
     ring = 0 if settings.method == "vanilla" else settings.ring_numbers(10_000)
     accuracy = 0.2 + 0.6 * (len(cell.name) % 17) / 17 + 0.01 * cell.seed
-    names = ("wrong_key", "luckiest_key", "int8", "int8_grouped", "pruned", "pruned_at_once", "train")
+    names = (
+        "wrong_key",
+        "first_wrong_key",
+        "luckiest_key",
+        "int8",
+        "int8_grouped",
+        "pruned",
+        "pruned_at_once",
+        "train",
+    )
     shares = [f"pruned_{share:g}" for share in train.PRUNED_SHARES]
     values = {"accuracy": accuracy} | {f"{name}_accuracy": accuracy / 2 for name in (*names, *shares)}
     sizes = {"generated": 10_000, "ring": ring, "parameters": 1000 + ring, "mflops": 1.0}
@@ -90,9 +99,9 @@ def test_the_cpu_preset_is_the_specified_one(monkeypatch: pytest.MonkeyPatch, tm
         else:
             assert cell.settings["steps"] == 400
     # Every method of the residual network meets the same learning rates, rings and baselines alike.
-    rates = {name.rpartition(" lr=")[0]: set() for name in (c.name for c in cells) if name.startswith("conv")}
+    rates = {name.rpartition(" lr=")[0]: set() for name in (c.name for c in cells) if name.startswith("conv cifar10")}
     for cell in cells:
-        if cell.name.startswith("conv"):
+        if cell.name.startswith("conv cifar10"):
             rates[cell.name.rpartition(" lr=")[0]].add(cell.settings["lr"])
     assert len(rates) == 7
     assert all(found == set(experiments.CONV_RATES) for found in rates.values())
@@ -136,3 +145,58 @@ def test_figures_and_tables_are_made_from_what_is_there(
     for columns, rows in tables.values():
         assert rows
         assert all(len(row) == len(columns) for row in rows)
+
+
+def test_claims_about_natural_images_are_not_judged_on_digits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(rpg.data.names, "present", lambda data, root: data == "mnist5k")
+    config = ReproduceConfig(preset="cpu", data_root=tmp_path)
+    outcomes = Outcomes((cell, {"values": invented(cell), "seconds": 1.0}) for cell in RpgStudy().cells(config))
+    absent = RpgStudy().absent(config)
+    rows = {claim.id: judge(claim, RpgStudy(), outcomes, "cpu", absent) for claim in CLAIMS if "cpu" in claim.threshold}
+    for name in (
+        "conv-eighth",
+        "conv-eighth-over-narrow",
+        "wrong-key",
+        "pruned-ring",
+        "quantised-ring",
+        "mnist-3k-accuracy",
+    ):
+        assert (rows[name]["verdict"], rows[name]["absent"]) == ("not-run", True), name
+    assert rows["conv-mnist5k-eighth"]["verdict"] in ("pass", "fail")
+    assert rows["mlp-3k-accuracy"]["verdict"] in ("pass", "fail")
+    assert draw_study(outcomes, tmp_path)
+
+
+def test_gated_claims_of_the_residual_network_are_judged_at_the_specified_rate() -> None:
+    tuned, stated = [0.6], [0.5]
+    outcomes = table(**{
+        "conv cifar10 vanilla lr=0.1": [0.55], "conv cifar10 vanilla lr=0.2": [0.61],
+        "conv cifar10 even 1/8 lr=0.1": stated, "conv cifar10 even 1/8 lr=0.2": tuned,
+    })  # fmt: skip
+    quantities = RpgStudy().quantities()
+    assert quantities["conv-vanilla-minus-eighth"](outcomes) == pytest.approx([0.05])
+    assert quantities["conv-vanilla-minus-eighth-tuned"](outcomes) == pytest.approx([0.01])
+    conv = {claim.id: claim for claim in CLAIMS if claim.quantity.startswith("conv-")}
+    assert all(
+        not claim.gated and "better of two rates" in claim.statement for i, claim in conv.items() if "tuned" in i
+    )
+    assert {i for i, claim in conv.items() if claim.gated} == {
+        "conv-eighth", "conv-eighth-over-narrow", "conv-32nd-holds-against-narrow", "conv-mnist5k-eighth",
+    }  # fmt: skip
+
+
+def test_one_seed_far_from_chance_under_another_key_is_not_averaged_away() -> None:
+    seeds = ({"first_wrong_key_accuracy": value} for value in (0.1, 0.06, 0.12))
+    name = experiments.EIGHTH
+    outcomes = Outcomes((Cell(name, {}, seed), {"values": v, "seconds": 1}) for seed, v in enumerate(seeds))
+    assert RpgStudy().quantities()["wrong-key"](outcomes) == pytest.approx([0.04])
+
+
+def test_a_data_set_is_read_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    study, settings = RpgStudy(), TrainConfig(data="digits", max_train=100)
+    experiments._loaded.cache_clear()
+    first = study._data(settings)
+    assert study._data(settings) is first
+    assert len(first.y_train) == 100
+    assert study._data(TrainConfig(data="digits", max_train=100, seed=1)) is not first  # another hundred
+    assert study._data(TrainConfig(data="rooms", host="multitask")) is None

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rpg.experiments import NARROW, RINGS, best, chosen, stems
-from shared.claims import Outcomes
+from rpg.experiments import NARROW, RINGS, chosen, conv_data, specified, stems
+from shared.claims import Outcomes, bootstrap_interval
 from shared.figures import COLOURS, figure
 from shared.metrics import read_metrics
 
 if TYPE_CHECKING:
     from rpg.tasks import NetworkTask
+
+FREE = "free parameters in all (ring and own)"
 
 
 def run_figures(folder: Path, task: NetworkTask) -> list[Path]:
@@ -78,10 +80,15 @@ def draw_study(outcomes: Outcomes, folder: Path) -> list[Path]:
     present = {data: title for data, title in sets.items() if stems(outcomes, f"{data} mlp vanilla")}
     if present:
         made.append(perceptron(outcomes, present, folder / "accuracy-vs-dof"))
-    if stems(outcomes, "conv even 1/8") and stems(outcomes, "conv vanilla"):
-        made += [bars(outcomes, folder / "plans"), afterwards(outcomes, folder / "keys-pruning-quantisation")]
-        made += [generalisation(outcomes, folder / "train-test-gap"), convergence(outcomes, folder / "convergence")]
-        made.append(pruning_curve(outcomes, folder / "pruning"))
+    for place, data in enumerate(conv_data(outcomes)):
+        end = f"-{data}" if place else ""  # the first is the one whose figures the README shows by their plain names
+        made += [
+            plans(outcomes, data, folder / f"plans{end}"),
+            afterwards(outcomes, data, folder / f"keys-pruning-quantisation{end}"),
+            generalisation(outcomes, data, folder / f"train-test-gap{end}"),
+            convergence(outcomes, data, folder / f"convergence{end}"),
+            pruning_curve(outcomes, data, folder / f"pruning{end}"),
+        ]
     if "resnet18 vanilla" in outcomes:
         made.append(resnet(outcomes, folder / "resnet18"))
     for data in ("cifar10", "cifar100"):
@@ -95,13 +102,13 @@ def draw_study(outcomes: Outcomes, folder: Path) -> list[Path]:
 
 
 def hosts(outcomes: Outcomes, data: str, path: Path) -> Path:
-    """The paper's headline figure: accuracy against log M under two hosts, beside narrow and pruned networks."""
+    """Accuracy against the logarithm of all free parameters, two hosts, beside narrow and pruned networks."""
     with figure(path, figsize=(6.2, 4.0), svg=False) as (_, axes):
         for place, host in enumerate(("resnet18", "resnet34")):
             for kind, style in (("even", "o-"), ("narrow", "s:"), ("pruned", "^:")):
                 names = [name for name in outcomes.names() if name.startswith(f"{data} {host} {kind} ")]
                 names = [name for name in names if not name.endswith(("stage", "block", "layer"))]
-                points = sorted((_free(outcomes, name, kind), outcomes.values(name, "accuracy")) for name in names)
+                points = sorted((_free(outcomes, name), outcomes.values(name, "accuracy")) for name in names)
                 x, y = [point[0] for point in points], [math.fsum(v) / len(v) for _, v in points]
                 axes.plot(
                     x, y, style, color=COLOURS[place], alpha=1 if kind == "even" else 0.6, label=f"{host}, {kind}"
@@ -109,15 +116,13 @@ def hosts(outcomes: Outcomes, data: str, path: Path) -> Path:
             full = outcomes.values(f"{data} {host} vanilla", "accuracy")
             label = f"{host}, plain"
             axes.axhline(math.fsum(full) / len(full), color=COLOURS[place], linestyle="--", linewidth=1, label=label)
-        axes.set(
-            xscale="log", xlabel="ring numbers (narrow, pruned: all parameters)", ylabel="test accuracy", title=data
-        )
+        axes.set(xscale="log", xlabel=FREE, ylabel="test accuracy", title=data)
         axes.legend(fontsize=7)
     return path.with_suffix(".png")
 
 
-def _free(outcomes: Outcomes, name: str, kind: str) -> int:
-    return int(outcomes.raw(name)[0]["ring" if kind == "even" else "parameters"])
+def _free(outcomes: Outcomes, name: str) -> int:
+    return int(outcomes.raw(name)[0]["parameters"])
 
 
 def scopes(outcomes: Outcomes, data: str, path: Path) -> Path:
@@ -148,13 +153,24 @@ def implicit(outcomes: Outcomes, data: str, path: Path) -> Path:
     return path.with_suffix(".png")
 
 
-def _residual(outcomes: Outcomes) -> dict[str, str]:
-    """Label -> cells of the residual network, each method at its best learning rate."""
-    return {stem.removeprefix("conv "): chosen(outcomes, stem) for stem in stems(outcomes, "conv")}
+def _residual(outcomes: Outcomes, data: str) -> dict[str, str]:
+    """Label -> cells of the residual network on a data set, all methods at the specified learning rate."""
+    prefix = f"conv {data}"
+    return {stem.removeprefix(f"{prefix} "): specified(stem) for stem in stems(outcomes, prefix)}
 
 
-def _data(outcomes: Outcomes, names: dict[str, str]) -> str:
-    return str(outcomes.raw(next(iter(names.values())))[0]["data"])
+def _title(outcomes: Outcomes, data: str, what: str) -> str:
+    return f"{what}\n{outcomes.raw(specified(f'conv {data} vanilla'))[0]['data']}"
+
+
+def _marks(axes: Any, place: float, values: Sequence[float], colour: str, label: str | None = None) -> None:
+    """The mean with its interval over the seeds, and every seed."""
+    mean = math.fsum(values) / len(values)
+    low, high = bootstrap_interval(values)
+    axes.errorbar(
+        place, mean, [[mean - low], [high - mean]], fmt="o", color=colour, capsize=4, markersize=6, label=label
+    )
+    axes.plot([place + 0.12] * len(values), values, "_", color="black", markersize=8)
 
 
 def perceptron(outcomes: Outcomes, sets: dict[str, str], path: Path) -> Path:
@@ -166,18 +182,20 @@ def perceptron(outcomes: Outcomes, sets: dict[str, str], path: Path) -> Path:
                 for size in RINGS:
                     stem = f"{data} mlp {plan} M={size}"
                     if stems(outcomes, stem):
-                        points.append((size, best(outcomes, stem)))
+                        name = chosen(outcomes, stem)
+                        points.append((_free(outcomes, name), outcomes.values(name, "accuracy")))
                 _band(axes, points, colour, label)
             narrow = []
             for width in NARROW:
                 if not stems(outcomes, f"{data} mlp narrow h={width}"):
                     continue
                 name = chosen(outcomes, f"{data} mlp narrow h={width}")
-                narrow.append((outcomes.raw(name)[0]["parameters"], outcomes.values(name, "accuracy")))
+                narrow.append((_free(outcomes, name), outcomes.values(name, "accuracy")))
             _band(axes, narrow, COLOURS[1], "narrow network")
-            full = best(outcomes, f"{data} mlp vanilla")
-            axes.axhline(math.fsum(full) / len(full), color="black", linestyle="--", linewidth=1, label="full network")
-            axes.set(xscale="log", xlabel="ring numbers (narrow: all parameters)", title=title, ylim=(0, 1))
+            name = chosen(outcomes, f"{data} mlp vanilla")
+            full, label = outcomes.values(name, "accuracy"), f"full network ({_free(outcomes, name):,})"
+            axes.axhline(math.fsum(full) / len(full), color="black", linestyle="--", linewidth=1, label=label)
+            axes.set(xscale="log", xlabel=FREE, title=title, ylim=(0, 1))
         rows[0][0].set_ylabel("test accuracy")
         rows[0][0].legend(loc="lower right", fontsize=7)  # the panel that has every line
     return path.with_suffix(".png")
@@ -192,85 +210,87 @@ def _band(axes: Any, points: Sequence[tuple[float, Sequence[float]]], colour: st
     axes.fill_between(x, [min(v) for _, v in points], [max(v) for _, v in points], color=colour, alpha=0.2)
 
 
-def bars(outcomes: Outcomes, path: Path) -> Path:
-    """Plans, scopes and baselines on the residual network: the mean, and every seed."""
-    names = _residual(outcomes)
-    with figure(path, figsize=(6.2, 3.6), svg=False) as (_, axes):
+def plans(outcomes: Outcomes, data: str, path: Path) -> Path:
+    """Plans, scopes and baselines on the residual network: means with intervals, and every seed."""
+    names = _residual(outcomes, data)
+    with figure(path, figsize=(6.2, 3.8), svg=False) as (_, axes):
         for place, name in enumerate(names.values()):
-            values = outcomes.values(name, "accuracy")
-            axes.bar(place, math.fsum(values) / len(values), color=COLOURS[place % len(COLOURS)], alpha=0.75)
-            axes.plot([place] * len(values), values, "k_", markersize=10)
-        labels = [f"{label}\n{outcomes.raw(name)[0]['parameters']:,}" for label, name in names.items()]
+            _marks(axes, place, outcomes.values(name, "accuracy"), COLOURS[place % len(COLOURS)])
+        labels = [f"{label}\n{_free(outcomes, name):,}" for label, name in names.items()]
         axes.set_xticks(range(len(names)), labels, fontsize=7)
-        low = min(min(outcomes.values(name, "accuracy")) for name in names.values())
-        axes.set(ylabel="test accuracy", title=_data(outcomes, names))
-        axes.set_xlabel("parameterisation; below it: parameters in all")
-        axes.set_ylim(bottom=max(0.0, low - 0.05))
+        axes.set(ylabel="test accuracy (mean, 95 % interval, seeds)", title=_title(outcomes, data, "Residual network"))
+        axes.set_xlabel("parameterisation; below it: free parameters in all")
     return path.with_suffix(".png")
 
 
-def afterwards(outcomes: Outcomes, path: Path) -> Path:
+def afterwards(outcomes: Outcomes, data: str, path: Path) -> Path:
     """What another key, pruning and 8 bits do to the trained ring."""
     kinds = {
         "accuracy": "as trained",
         "pruned_at_once_accuracy": "30 %\npruned",
         "pruned_accuracy": "30 % pruned,\none epoch",
         "int8_accuracy": "8 bits",
-        "wrong_key_accuracy": "another key",
+        "first_wrong_key_accuracy": "another key",
     }
-    with figure(path, figsize=(5.0, 3.4), svg=False) as (_, axes):
+    with figure(path, figsize=(5.0, 3.6), svg=False) as (_, axes):
         for place, metric in enumerate(kinds):
-            values = best(outcomes, "conv even 1/8", metric)
+            values = outcomes.values(specified(f"conv {data} even 1/8"), metric)
             axes.bar(place, math.fsum(values) / len(values), color=COLOURS[place], alpha=0.75)
             axes.plot([place] * len(values), values, "k_", markersize=10)
         axes.axhline(0.1, color="black", linestyle=":", linewidth=1, label="chance")
         axes.set_xticks(range(len(kinds)), list(kinds.values()))
-        axes.set(ylabel="test accuracy", title="residual network from a ring of an eighth")
+        axes.set(ylabel="test accuracy", title=_title(outcomes, data, "Residual network from a ring of an eighth"))
         axes.legend(loc="upper right")
     return path.with_suffix(".png")
 
 
-def convergence(outcomes: Outcomes, path: Path) -> Path:
+def convergence(outcomes: Outcomes, data: str, path: Path) -> Path:
     """Training loss of the residual network under every parameterisation, mean of the seeds."""
     with figure(path, svg=False) as (_, axes):
-        names = _residual(outcomes)
-        for place, (label, name) in enumerate(names.items()):
+        for place, (label, name) in enumerate(_residual(outcomes, data).items()):
             curves = [values["curve"] for values in outcomes.raw(name)]
             steps = [step for step, _ in curves[0]]
             means = [math.fsum(curve[i][1] for curve in curves) / len(curves) for i in range(len(steps))]
             axes.plot(steps, means, color=COLOURS[place % len(COLOURS)], label=label)
-        axes.set(xlabel="step", ylabel="training loss", yscale="log", title=_data(outcomes, names))
+        title = _title(outcomes, data, "Residual network, mean of the seeds")
+        axes.set(xlabel="step", ylabel="training loss", yscale="log", title=title)
         axes.legend(fontsize=7)
     return path.with_suffix(".png")
 
 
-def pruning_curve(outcomes: Outcomes, path: Path) -> Path:
+def pruning_curve(outcomes: Outcomes, data: str, path: Path) -> Path:
     """Accuracy against the share of ring numbers that are pruned, without further training."""
     from rpg.train import PRUNED_SHARES
 
-    points = [(0.0, best(outcomes, "conv even 1/8"))]
-    points += [(share, best(outcomes, "conv even 1/8", f"pruned_{share:g}_accuracy")) for share in PRUNED_SHARES]
-    again = best(outcomes, "conv even 1/8", "pruned_accuracy")
+    name = specified(f"conv {data} even 1/8")
+    points = [(0.0, outcomes.values(name, "accuracy"))]
+    points += [(share, outcomes.values(name, f"pruned_{share:g}_accuracy")) for share in PRUNED_SHARES]
+    again = outcomes.values(name, "pruned_accuracy")
     with figure(path, svg=False) as (_, axes):
         _band(axes, points, COLOURS[0], "pruned at once")
         axes.plot([0.3] * len(again), again, "^", color=COLOURS[1], label="30 %, one more epoch")
         axes.axhline(0.1, color="black", linestyle=":", linewidth=1, label="chance")
         axes.set(xlabel="share of the ring pruned by magnitude", ylabel="test accuracy", ylim=(0, None))
+        axes.set_title(_title(outcomes, data, "Residual network from a ring of an eighth"))
         axes.legend()
     return path.with_suffix(".png")
 
 
-def generalisation(outcomes: Outcomes, path: Path) -> Path:
+def generalisation(outcomes: Outcomes, data: str, path: Path) -> Path:
     """Training and test accuracy side by side: the gap that a ring narrows by fitting less."""
-    names = _residual(outcomes)
-    with figure(path, figsize=(6.2, 3.4), svg=False) as (_, axes):
-        for shift, metric, label in ((-0.2, "train_accuracy", "training set"), (0.2, "accuracy", "test set")):
-            means = [math.fsum(v) / len(v) for v in (outcomes.values(name, metric) for name in names.values())]
-            colour = COLOURS[0] if shift < 0 else COLOURS[1]
-            axes.bar([p + shift for p in range(len(names))], means, width=0.38, color=colour, alpha=0.75, label=label)
+    names = _residual(outcomes, data)
+    with figure(path, figsize=(6.2, 3.8), svg=False) as (_, axes):
+        kinds = ((-0.2, "train_accuracy", "training set"), (0.2, "accuracy", "test set"))
+        for colour, (shift, metric, label) in zip(COLOURS, kinds, strict=False):
+            for place, name in enumerate(names.values()):
+                values = outcomes.values(name, metric)
+                mean, shown = math.fsum(values) / len(values), None if place else label
+                axes.bar(place + shift, mean, width=0.38, color=colour, alpha=0.75, label=shown)
+                axes.plot([place + shift] * len(values), values, "k_", markersize=8)
         axes.set_xticks(range(len(names)), list(names), fontsize=7)
-        axes.set(ylabel="accuracy")
-        axes.legend()
+        axes.set(xlabel="parameterisation", ylabel="accuracy (mean, seeds)", ylim=(0, 1))
+        axes.set_title(_title(outcomes, data, "Training and test accuracy of the residual network"))
+        axes.legend(loc="upper right")
     return path.with_suffix(".png")
 
 
@@ -280,18 +300,17 @@ def resnet(outcomes: Outcomes, path: Path) -> Path:
         long, short = [], []
         for name in outcomes.names():
             if name.startswith(("resnet18 even", "resnet18 short")):
-                entry = (outcomes.raw(name)[0]["ring"], outcomes.values(name, "accuracy"))
+                entry = (_free(outcomes, name), outcomes.values(name, "accuracy"))
                 (short if "short" in name else long).append(entry)
         _band(axes, long, COLOURS[0], "ring, 30 epochs")
         _band(axes, short, COLOURS[2], "ring, 10 epochs")
         if "resnet18 narrow 1/50" in outcomes:
-            raw = outcomes.raw("resnet18 narrow 1/50")[0]
-            _band(
-                axes, [(raw["parameters"], outcomes.values("resnet18 narrow 1/50", "accuracy"))], COLOURS[1], "narrow"
-            )
+            name = "resnet18 narrow 1/50"
+            _band(axes, [(_free(outcomes, name), outcomes.values(name, "accuracy"))], COLOURS[1], "narrow")
         full = outcomes.values("resnet18 vanilla", "accuracy")
         axes.axhline(math.fsum(full) / len(full), color="black", linestyle="--", linewidth=1, label="plain ResNet-18")
-        axes.set(xscale="log", xlabel="ring numbers (narrow: all parameters)", ylabel="test accuracy")
+        title = f"ResNet-18, {outcomes.raw('resnet18 vanilla')[0]['data']}"
+        axes.set(xscale="log", xlabel=FREE, ylabel="test accuracy", title=title)
         axes.legend()
     return path.with_suffix(".png")
 
@@ -321,7 +340,7 @@ def sweep_figures(outcomes: Outcomes, folder: Path) -> list[Path]:
         first = outcomes.raw(name)[0]
         metric = next((m for m in ("accuracy", "pckh", "depth_error") if m in first), None)
         if found and metric is not None:
-            size = first["ring"] or first["parameters"]
+            size = first["parameters"]
             lines.setdefault(stem, []).append((size, outcomes.values(name, metric)))
     if not lines:
         return []
@@ -333,6 +352,6 @@ def sweep_figures(outcomes: Outcomes, folder: Path) -> list[Path]:
             if name.endswith(" vanilla"):
                 values = outcomes.values(name, "accuracy")
                 axes.axhline(math.fsum(values) / len(values), color="black", linestyle="--", linewidth=1, label=name)
-        axes.set(xscale="log", xlabel="ring numbers M (without a ring: all parameters)", ylabel="held-out metric")
+        axes.set(xscale="log", xlabel=FREE, ylabel="held-out metric")
         axes.legend(fontsize=7)
     return [path.with_suffix(".png")]
