@@ -32,6 +32,8 @@ def test_groups_keep_the_ratio_of_their_rates_over_the_whole_run(recipe: str) ->
     for _ in range(10):
         first, second = (group["lr"] for group in optimizer.param_groups)
         assert second == pytest.approx(first / 5)
+        if recipe != "adam":
+            assert {group["momentum"] for group in optimizer.param_groups} == {0.9}  # no cycle of momentum
         peaks.append(first)
         (one.sum() + two.sum()).backward()
         optimizer.step()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rpg.baselines import MagnitudePruning
 from rpg.config import METHODS, TRAIN_PRESETS, TrainConfig
 from rpg.hosts.host import generated_names, parameter_count
 from rpg.networks import Shape, build_host, build_network
-from rpg.tasks import make_task
+from rpg.tasks import StepClock, make_task
 from rpg.train import MEMBER, measure, open_run, train
 from rpg.wrap import RPGModel
 from shared.config import UserError
@@ -48,6 +49,39 @@ def test_smoke_run_halves_its_loss_and_leaves_a_whole_run_folder(tmp_path: Path)
     assert summary["metrics"]["accuracy"] > 0.5
     logged = {name for row in read_metrics(out) for name in row}
     assert {"lr", "ring_norm", "effective_step", "ring_gradient_norm", "generation_ms", "mean_abs_cosine"} <= logged
+    held_out = list(read_metrics(out, "eval"))
+    assert all(row["dof"] == build_network(SMOKE, SHAPE).parameters for row in held_out)
+    assert all(row["accuracy"] <= row["top5"] <= 1 for row in held_out)
+
+
+def test_only_training_steps_are_on_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(100))
+    monkeypatch.setattr("rpg.tasks.time.perf_counter", lambda: float(next(now)))
+    clock = StepClock()
+    clock.begin()  # the first step, at 0, is not counted
+    clock.begin()  # at 1
+    clock.pause()  # evaluation begins at 2
+    assert (clock.steps, clock.seconds) == (1, 1.0)
+    for _ in range(50):  # it takes long
+        next(now)
+    clock.pause()
+    clock.begin()
+    clock.begin()
+    assert clock.steps == 2
+    assert clock.seconds < 4
+
+
+def test_a_ring_without_normalisation_is_told_of_its_rate_once_unless_the_rate_was_chosen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    untuned = replace(SMOKE, steps=1, recipe="onecycle", lr=0.01, ring_lr=None, quiet=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*normalisation.*")
+        train(replace(untuned, out=tmp_path / "a"))
+        assert capsys.readouterr().err.count("feed no normalisation") == 1
+        for place, settled in enumerate((replace(untuned, quiet=True), replace(SMOKE, steps=1, quiet=False))):
+            train(replace(settled, out=tmp_path / str(place)))
+            assert "normalisation" not in capsys.readouterr().err
 
 
 def test_free_parameters_are_an_eighth_and_no_host_weight_is_a_parameter() -> None:

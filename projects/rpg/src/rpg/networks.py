@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -35,6 +37,7 @@ class Network:
         parameters: trainable numbers in all.
         pruning: for method `pruned`: the masks, and how many weights stay.
         note: what the method chose by itself (a width, ranks), for the report.
+        advice: what to consider about the ring's learning rate, if anything.
     """
 
     module: nn.Module
@@ -43,6 +46,7 @@ class Network:
     parameters: int
     pruning: tuple[baselines.MagnitudePruning, int] | None = None
     note: str = ""
+    advice: str = ""
 
 
 def build_host(config: TrainConfig, shape: Shape, **changes: Any) -> Host:
@@ -66,7 +70,7 @@ def build_network(config: TrainConfig, shape: Shape) -> Network:
         return Network(host, generated, 0, parameter_count(host))
     if config.method == "rpg":
         model = wrap(config, host)
-        return Network(model, model.generated, model.ring_total, model.dof())
+        return Network(model, model.generated, model.ring_total, model.dof(), advice=model.advice)
     if config.method == "tied":
         tied, kinds = baselines.tie_layers(host)
         note = f"{len(kinds)} kernels for {sum(map(len, kinds))} layers"
@@ -100,7 +104,8 @@ def plan_seed(config: TrainConfig) -> int:
 def wrap(config: TrainConfig, host: nn.Module, key: int | None = None) -> RPGModel:
     """A host whose weights come from rings, as the config says; `key` overrides the config's."""
     names = config.include or tuple(generated_names(host))
-    return RPGModel(
+    build = partial(
+        RPGModel,
         host,
         ring_size=config.ring_size,
         dof_ratio=None if config.ring_size is not None else config.dof_ratio or 1 / (config.compression or 8.0),
@@ -113,6 +118,10 @@ def wrap(config: TrainConfig, host: nn.Module, key: int | None = None) -> RPGMod
         offset=config.offset,
         ring_init=config.ring_init,
     )
+    with warnings.catch_warnings():
+        # Said by the task, once and in the command line's own voice, and not where the rate has been chosen.
+        warnings.filterwarnings("ignore", message=".*feed no normalisation.*")
+        return build()
 
 
 def groups(module: nn.Module, lr: float, weight_decay: float, ring_lr: float, lr_scale: str) -> list[dict[str, Any]]:

@@ -45,8 +45,8 @@ def make_schedule(recipe: str, optimizer: torch.optim.Optimizer, total: int) -> 
     """The recipe's schedule over `total` steps, applied to each group's own rate."""
     if recipe == "onecycle":
         rates = [float(group["lr"]) for group in optimizer.param_groups]
-        # One step more than the run: torch raises on stepping past the end.
-        return OneCycleLR(optimizer, max_lr=rates, total_steps=max(2, total + 1), pct_start=0.3)
+        # One step more than the run: torch raises on stepping past the end. Momentum stays what the recipe says.
+        return OneCycleLR(optimizer, max_lr=rates, total_steps=max(2, total + 1), pct_start=0.3, cycle_momentum=False)
     return LambdaLR(optimizer, lambda step: schedule_factor(recipe, step / total))
 
 

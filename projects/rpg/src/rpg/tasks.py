@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -30,6 +32,28 @@ from shared.loop import Loop, Task
 PRUNE_AT = (0.5, 0.65, 0.8)  # of the run: pruning at once at the first, or in three rounds; the rest is fine-tuning
 
 
+class StepClock:
+    """Time of training steps alone: from the beginning of one to that of the next, so with its batch and its metrics,
+    and on a GPU with the work it left in the queue; without evaluation and saving, and without the first step, which
+    works out tables and warms up."""
+
+    def __init__(self) -> None:
+        self.seconds, self.steps, self._begun, self._since = 0.0, 0, 0, None
+
+    def begin(self) -> None:
+        """A step begins, and the one before it ends."""
+        self.pause()
+        self._begun += 1
+        self._since = time.perf_counter()
+
+    def pause(self) -> None:
+        """Something begins that is no step."""
+        if self._since is not None and self._begun > 1:
+            self.seconds += time.perf_counter() - self._since
+            self.steps += 1
+        self._since: float | None = None
+
+
 class NetworkTask(Task):
     """Trains one network; subclasses say what the data are and what a loss is."""
 
@@ -39,6 +63,7 @@ class NetworkTask(Task):
         self.config = config
         self.root = data_root(config.data_root)
         self.losses: list[Tensor] = []  # of every step, on the device
+        self.clock = StepClock()
 
     # subclasses -----------------------------------------------------------------------------------------------------
 
@@ -70,6 +95,9 @@ class NetworkTask(Task):
         self.ring_lr = self.config.ring_lr
         if self.ring_lr is None:
             self.ring_lr = defaults.ring_lr if defaults.ring_lr is not None and self.config.lr is None else self.lr
+        rate_is_tuned = self.config.ring_lr is not None or (defaults.ring_lr is not None and self.config.lr is None)
+        if self.network.advice and loop.primary and not (self.config.quiet or rate_is_tuned):
+            print(f"note: {self.network.advice}", file=sys.stderr)
         made = groups(self.module, self.lr, decay, self.ring_lr, self.config.lr_scale)
         self.optimizer = make_optimizer(self.config.recipe, made)
         self.schedule: Any = None
@@ -82,6 +110,7 @@ class NetworkTask(Task):
 
     def step(self, batch: Any) -> dict[str, Any]:
         loop = self.loop
+        self.clock.begin()
         if self.schedule is None:  # the run's length is known by now
             self._make_schedule()
         self._prune()
@@ -162,12 +191,14 @@ class NetworkTask(Task):
                 pruning.prune_to(target)
 
     def evaluate(self) -> dict[str, Any]:
+        self.clock.pause()  # the loop has fetched all metrics, so that a GPU has done all steps
         self.module.eval()
         metrics: dict[str, Any] = self.measure()
         metrics |= self.solver_metrics()
-        if self.loop.seconds > 0:
-            rate = self.loop.step * self.config.batch_size * self.loop.world / self.loop.seconds
-            metrics["images_per_second"] = rate
+        metrics["dof"] = self.network.parameters
+        if self.clock.steps:
+            images = self.clock.steps * self.config.batch_size * self.loop.world
+            metrics["images_per_second"] = images / self.clock.seconds
         if self.model is not None:
             model = self.model
             with torch.no_grad():
@@ -191,6 +222,7 @@ class NetworkTask(Task):
         return best
 
     def state(self) -> dict[str, Any]:
+        self.clock.pause()  # a checkpoint is being written or read
         if self.schedule is None and self.loop.total:
             self._make_schedule()
         return {"model": self.module, "optimizer": self.optimizer, "schedule": _Schedule(self)}
@@ -263,8 +295,7 @@ class Images(NetworkTask):
             top5 = top5 + (best == y[:, None]).any(1).sum().cpu()
             loss = loss + nn.functional.cross_entropy(logits, y, reduction="sum").cpu()
         count = len(labels)
-        metrics = {"accuracy": float(right) / count, "loss": float(loss) / count}
-        return metrics if len(self.data.classes) <= 10 else {**metrics, "top5": float(top5) / count}
+        return {"accuracy": float(right) / count, "top5": float(top5) / count, "loss": float(loss) / count}
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -389,8 +420,12 @@ class Dense(NetworkTask):
         return {"depth_error": depth / count, "normals_degrees": angle / count}
 
 
-def make_task(config: TrainConfig) -> NetworkTask:
+def make_task(config: TrainConfig, data: ImageData | None = None) -> NetworkTask:
     """The task that host and data call for.
+
+    Args:
+        config: the run.
+        data: for images to classes: the data set, where it is loaded already.
 
     Raises:
         UserError: a host that the data do not fit.
@@ -405,4 +440,6 @@ def make_task(config: TrainConfig) -> NetworkTask:
         raise UserError("--host", config.host, valid, f"Data {config.data} are for these hosts.")
     if config.data == "imagefolder":
         return Folders(config)
-    return {"images": Images, "pose": Pose, "dense": Dense}[kind](config)
+    if kind == "images":
+        return Images(config, data)
+    return {"pose": Pose, "dense": Dense}[kind](config)

@@ -12,6 +12,7 @@ import torch
 
 from rpg.compress import prune_ring, quantized
 from rpg.config import TrainConfig
+from rpg.data.images import ImageData
 from rpg.flops import macs
 from rpg.networks import Network
 from rpg.security import KEYS, with_key
@@ -115,23 +116,22 @@ def need_ring(task: NetworkTask) -> RPGModel:
     return task.model
 
 
-def measure(config: TrainConfig, afterwards: bool = False) -> dict[str, Any]:
+def measure(
+    config: TrainConfig, afterwards: bool = False, training_set: bool = True, data: ImageData | None = None
+) -> dict[str, Any]:
     """Train one network without a run folder and return what the claims need, as JSON values.
 
     Args:
         config: the run.
         afterwards: also measure other keys, pruning with one more epoch, and an 8-bit ring.
+        training_set: also measure on the training set.
+        data: the data set, where it is loaded already.
     """
-    import warnings
-
-    task = make_task(config)
+    task = make_task(config, data)
     loop = Loop(task, config, MEMBER, folder=False)
-    with warnings.catch_warnings():
-        # The perceptron feeds no normalisation, as said once in its README; hundreds of cells need not say it again.
-        warnings.filterwarnings("ignore", message=".*feed no normalisation.*")
-        summary = loop.run()
+    summary = loop.run()
     network, shape = task.network, task.shape()
-    on_train = task.measure(train=True)
+    on_train = task.measure(train=True) if training_set else {}
     values: dict[str, Any] = {
         **{name: value for name, value in summary["metrics"].items() if isinstance(value, float)},
         **{f"train_{name}": value for name, value in on_train.items()},
@@ -147,9 +147,10 @@ def measure(config: TrainConfig, afterwards: bool = False) -> dict[str, Any]:
         "train_seconds": summary["seconds"],
         "curve": windows(task.losses),
     }
-    if task.model is not None and summary["steps"]:
-        step_ms = 1000 * summary["seconds"] / summary["steps"]
-        values["generation_share"] = values["generation_ms"] / step_ms
+    if task.clock.steps:
+        values["step_ms"] = 1000 * task.clock.seconds / task.clock.steps
+        if task.model is not None:
+            values["generation_share"] = values["generation_ms"] / values["step_ms"]
     if afterwards and isinstance(task, Images):
         values |= compressed_metrics(task)
     return values
@@ -192,6 +193,7 @@ def compressed_metrics(task: Images, fraction: float = 0.3) -> dict[str, float]:
     # A network under a wrong key tends to one class whatever it sees; the mean of several is what says "chance".
     wrong = [accuracy(with_key(model, (model_key(model) + 1_000_003 * (i + 1)) % KEYS)) for i in range(WRONG_KEYS)]
     found = {
+        "first_wrong_key_accuracy": wrong[0],
         "wrong_key_accuracy": sum(wrong) / len(wrong),
         "luckiest_key_accuracy": max(wrong),
         "int8_accuracy": accuracy(quantized(model)),

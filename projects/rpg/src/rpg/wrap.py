@@ -128,13 +128,14 @@ class RPGModel(nn.Module):
             for key, ring in self.rings.items():
                 ring.project([starting[slot.name] for slot in self.slots if slot.ring == key])  # pyright: ignore
         uses = total / size
+        self.advice = ""
         if loose and uses > 1.5:
-            warnings.warn(
+            self.advice = (
                 f"{len(loose)} of {len(names)} generated layers feed no normalisation ({', '.join(loose[:3])}"
                 f"{', ...' if len(loose) > 3 else ''}): a step on the ring moves their output {math.sqrt(uses):.1f} "
-                f"times as far as a step on the plain network. Consider --lr-scale sqrt_r.",
-                stacklevel=2,
+                f"times as far as a step on the plain network. Consider --lr-scale sqrt_r."
             )
+            warnings.warn(self.advice, stacklevel=2)
 
     # -- the network ---------------------------------------------------------------------------------------------
 
