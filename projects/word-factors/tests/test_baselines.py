@@ -69,24 +69,31 @@ def test_the_dictionary_of_scikit_learn_gives_sparse_codes_that_are_not_negative
     assert 0 < (codes > 0).mean() < 0.6
 
 
-def test_spine_codes_lie_in_the_unit_interval_and_learning_makes_them_sparse(vectors: np.ndarray) -> None:
-    start, end = spine(vectors, 24, steps=0), spine(vectors, 24, steps=800, rate=3e-3)
-    for codes in (start, end):
-        assert codes.min() >= 0
-        assert codes.max() <= 1
-    # What the two sparsity losses ask for: little mean activity beyond 0.15, and units that are on or off.
-    assert end.mean() < 0.25
-    partial = (end * (1 - end)).sum(1).mean()
-    assert partial < 0.7 * (start * (1 - start)).sum(1).mean() or partial < 2
-    # And what reconstruction asks for: the vectors can be read off the codes better than before.
-    assert _unexplained(end, vectors) < 0.8 * _unexplained(start, vectors)
-    assert not np.array_equal(end, spine(vectors, 24, seed=1, steps=800, rate=3e-3))
+def test_spine_codes_lie_in_the_unit_interval_and_the_seed_decides(vectors: np.ndarray) -> None:
+    one, same, other = (spine(vectors, 12, seed, steps=30) for seed in (0, 0, 1))
+    assert one.dtype == np.float32
+    assert one.min() >= 0
+    assert one.max() <= 1
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
 
 
-def _unexplained(codes: np.ndarray, vectors: np.ndarray) -> float:
-    design = np.hstack([codes, np.ones((len(codes), 1))])
-    residual = vectors - design @ np.linalg.lstsq(design, vectors, rcond=None)[0]
-    return float(np.square(residual).sum() / np.square(vectors - vectors.mean(0)).sum())
+def test_units_of_spine_come_to_follow_planted_features() -> None:
+    # Vectors that are sums of a few of 12 directions. Some units die, so that not every direction finds one.
+    stream = np.random.default_rng(0)
+    features = (stream.random((1000, 12)) < 0.15).astype(np.float32)
+    planted = (features @ np.linalg.qr(stream.normal(size=(16, 12)))[0].T).astype(np.float32)
+
+    def found(codes: np.ndarray) -> np.ndarray:
+        used = codes[:, codes.std(axis=0) > 0]
+        return np.corrcoef(features.T, used.T)[:12, 12:].max(axis=1)
+
+    before, after = (spine(planted, 24, steps=steps, batch_size=128, rate=5e-3) for steps in (0, 1500))
+    assert after.min() >= 0
+    assert after.max() <= 1
+    assert (after > 0).mean() < (before > 0).mean()  # learning makes codes sparser
+    assert (found(after) > 0.98).sum() >= 5
+    assert not (found(before) > 0.98).any()
 
 
 def test_an_unknown_baseline_is_refused_with_the_nearest_name(vectors: np.ndarray) -> None:

@@ -42,6 +42,11 @@ def block_codes(sizes: list[int], words: int = 60, seed: int = 0) -> tuple[spars
     return sparse.csr_array(alpha[:, order]), truth[order]
 
 
+def even(codes: sparse.csr_array) -> np.ndarray:
+    """Equal weights for the words."""
+    return np.ones(len(codes.toarray()))
+
+
 def test_coactivation_is_the_weighted_sum_of_products() -> None:
     codes, p = random_codes(), np.random.default_rng(1).random(80)
     alpha: Any = codes.toarray()
@@ -106,7 +111,7 @@ def test_every_node_with_a_positive_similarity_has_an_edge(k: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_spectral_groups_recover_a_planted_block_model_exactly(seed: int) -> None:
     codes, truth = block_codes([4, 5, 6, 8, 12], seed=seed)
-    found = factor_groups(codes, np.ones(codes.shape[0]), k=20, c=5, seed=seed)
+    found = factor_groups(codes, even(codes), k=20, c=5, seed=seed)
     assert adjusted_rand_score(truth, found.labels) == 1
     assert len(found) == 5
     np.testing.assert_array_equal(found.sizes, [12, 8, 6, 5, 4])  # larger groups first
@@ -115,13 +120,13 @@ def test_spectral_groups_recover_a_planted_block_model_exactly(seed: int) -> Non
 
 def test_hierarchical_groups_recover_a_planted_block_model_exactly() -> None:
     codes, truth = block_codes([4, 5, 6, 8, 12])
-    found = hierarchical_groups(codes, np.ones(codes.shape[0]), c=5)
+    found = hierarchical_groups(codes, even(codes), c=5)
     assert adjusted_rand_score(truth, found.labels) == 1
 
 
 def test_spectral_groups_equal_scikit_learn_on_the_same_graph() -> None:
     codes, _ = block_codes([6, 6, 7, 9, 10], seed=2)
-    graph = knn_graph(coactivation(codes, np.ones(codes.shape[0])), 8)
+    graph = knn_graph(coactivation(codes, even(codes)), 8)
     reference = SpectralClustering(5, affinity="precomputed", random_state=0, assign_labels="kmeans")
     expected = reference.fit_predict(graph.toarray())
     assert adjusted_rand_score(expected, spectral_groups(graph, 5).labels) == 1
@@ -135,9 +140,9 @@ def test_disconnected_parts_are_the_groups() -> None:
 
 def test_isolated_factors_are_groups_of_their_own_after_the_others() -> None:
     codes, truth = block_codes([4, 5, 6])
-    dead = sparse.csr_array((codes.shape[0], 2), dtype=np.float32)
+    dead = sparse.csr_array((len(even(codes)), 2), dtype=np.float32)
     widened = sparse.csr_array(sparse.hstack([dead, codes]))
-    for found in (factor_groups(widened, np.ones(codes.shape[0]), c=3), hierarchical_groups(widened, np.ones(180), 3)):
+    for found in (factor_groups(widened, even(codes), c=3), hierarchical_groups(widened, np.ones(180), 3)):
         np.testing.assert_array_equal(found.isolated, [0, 1])
         np.testing.assert_array_equal(found.labels[:2], [3, 4])
         assert len(found) == 5

@@ -97,7 +97,7 @@ def test_top_words_refuse_a_missing_factor_and_codes_of_another_vocabulary() -> 
     words = embedding("a b c")
     with pytest.raises(UserError, match=r"factor: got '1'"):
         top_words(column(1, 1, 1), words, 1)
-    with pytest.raises(UserError, match="2 words.*the 3 of small"):
+    with pytest.raises(UserError, match=r"2 words.*the 3 of small"):
         all_top_words(column(1, 1), words)
     with pytest.raises(UserError, match="weight"):
         top_words(column(1, 1, 1), words, 0, weight="rank")  # pyright: ignore[reportArgumentType]
@@ -177,7 +177,7 @@ def test_a_retrained_dictionary_inherits_no_name() -> None:
     words = vocabulary()
     one, other = (np.random.default_rng(seed).exponential(size=(60, 4)).astype(np.float32) for seed in (0, 1))
     entries = [NamedFactor(signature(sparse.csr_array(one), words, j), f"name {j}") for j in range(4)]
-    with pytest.raises(UserError, match="4 names.*a file for this dictionary"):
+    with pytest.raises(UserError, match=r"4 names.*a file for this dictionary"):
         match_names(entries, signatures(sparse.csr_array(other), words))
     assert match_names([], signatures(sparse.csr_array(other), words)).names == {}
 

@@ -22,6 +22,10 @@ BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 ACTIVITY = 0.15  # SPINE: a unit's mean activity is not to exceed it
 NOISE = 0.2  # SPINE: standard deviation of the noise on its input, relative to the spread of a coordinate
+# SPINE: standard deviation of a coordinate of its input, which sets reconstruction against sparsity. Held-out precision
+# on the Google classes was 0.05 at 0.5 (units saturate, and words tie), 0.19 at 0.2 and 0.06 at 0.1 (units die). The
+# value was thus chosen on what is measured, in the baseline's favour.
+SPREAD = 0.2
 
 
 def baseline_scores(
@@ -119,9 +123,9 @@ def spine(
 ) -> NDArray[np.float32]:
     """[V, factors] codes in [0, 1] of a sparse denoising autoencoder after SPINE (Subramanian et al., AAAI 2018).
 
-    z = min(1, max(0, A x + a)), x' = B z + b; minimised is |x - x'|^2 plus the average sparsity loss, the sum over
-    units of (mean activity - 0.15)_+^2, plus the partial sparsity loss, the mean over words of sum z (1 - z). The
-    losses are the published ones; rate, noise and steps are ours.
+    z = min(1, max(0, A x + a)), x' = B z + b. Minimised is the sum of three means: of (x - x')^2 over coordinates, of
+    (a unit's mean activity - 0.15)_+^2 over units (average sparsity), and of z (1 - z) over units and words (partial
+    sparsity: units are on or off). The losses are the published ones; scale, rate, noise and steps are ours.
 
     Args:
         steps: of Adam, on batches drawn with the seed.
@@ -132,8 +136,7 @@ def spine(
     check_range("factors", factors, 1)
     check_range("steps", steps, 0)
     x = torch.from_numpy(np.ascontiguousarray(vectors, np.float32))
-    # Losses are in units of a coordinate's spread: word vectors of norm 1 would leave only the sparsity terms.
-    x = (x - x.mean(dim=0)) / x.std().clamp_min(1e-12)
+    x = SPREAD * (x - x.mean(dim=0)) / x.std().clamp_min(1e-12)
     generator = torch.Generator().manual_seed(seed)
     d = x.shape[1]
     encoder = _uniform((factors, d), generator)
@@ -142,11 +145,11 @@ def spine(
     optimizer = torch.optim.Adam([encoder, decoder, shift, offset], lr=rate)
     for _ in trange(steps, desc="SPINE", disable=True if quiet else None):
         clean = x[torch.randint(len(x), (batch_size,), generator=generator)]
-        noisy = clean + NOISE * torch.randn(clean.shape, generator=generator)
+        noisy = clean + NOISE * SPREAD * torch.randn(clean.shape, generator=generator)
         z = (noisy @ encoder.T + shift).clamp(0, 1)  # [B, F]
-        reconstruction = (z @ decoder.T + offset - clean).square().sum(dim=1).mean()
-        average_sparsity = (z.mean(dim=0) - ACTIVITY).clamp_min(0).square().sum()
-        partial_sparsity = (z * (1 - z)).sum(dim=1).mean()
+        reconstruction = (z @ decoder.T + offset - clean).square().mean()
+        average_sparsity = (z.mean(dim=0) - ACTIVITY).clamp_min(0).square().mean()
+        partial_sparsity = (z * (1 - z)).mean()
         loss = reconstruction + average_sparsity + partial_sparsity
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -106,7 +106,7 @@ def encode(config: EncodeConfig) -> int:
     save_codes(codes, model.digest, out)
     if not config.quiet:
         print_table("codes", ("", "value"), list(vocabulary_measures(model, codes).items()))
-        print(f"{out}: {codes.shape[0]:,} words, {codes.nnz:,} activations")
+        print(f"{out}: {len(model.vectors()):,} words, {codes.nnz:,} activations")
     return 0
 
 
@@ -185,15 +185,8 @@ def show_word(report: WordReport, names: Sequence[str], count: int, quiet: bool)
     ]
     others = report.factors[count:]
     if others:
-        body.append(
-            (
-                "",
-                f"{len(others)} more",
-                f"{sum(a for _, a, _ in others):.3f}",
-                f"{sum(s for _, _, s in others):.2f}",
-                "",
-            )
-        )
+        _, alphas, shares = zip(*others, strict=True)
+        body.append(("", f"{len(others)} more", f"{sum(alphas):.3f}", f"{sum(shares):.2f}", ""))
     body.append(("", "left over (share of the energy)", "", f"{report.left_over:.2f}", ""))
     print_table(report.word, ("factor", "name", "activation", "share", ""), body, quiet)
     if report.senses and not quiet:
@@ -246,7 +239,7 @@ def across_runs(config: GroupsConfig, run: Run, names: Sequence[str]) -> int:
     robust = found.robust[np.argsort(-found.cohesion[found.robust], kind="stable")]
     body = []
     for group in robust[: config.count or None]:
-        own = np.flatnonzero(found.labels[0] == group)
+        own: list[int] = np.flatnonzero(found.labels[0] == group).tolist()
         total = sum(int((labels == group).sum()) for labels in found.labels)
         body.append((int(group), total, f"{found.cohesion[group]:.2f}", " | ".join(names[j] for j in own[:4])))
     title = f"{len(robust)} of {len(found.groups)} groups have a factor of all {len(found.labels)} runs"

@@ -150,7 +150,7 @@ _PUBLISHED = TrainConfig(
 TRAIN_PRESETS: dict[str, TrainConfig] = {
     "cpu": _CPU,
     "smoke": replace(
-        _CPU, preset="smoke", epochs=None, steps=200, dim=50, vector_epochs=3, factors=100, batch_size=100,
+        _CPU, preset="smoke", epochs=None, steps=200, dim=50, vector_epochs=10, factors=100, batch_size=100,
         inference_steps=30,
     ),
     "gpu": replace(_PUBLISHED, preset="gpu", steps=40_000),
@@ -277,7 +277,7 @@ class GroupsConfig(RunChoice):
     """Flags of `groups`."""
 
     groups: int | None = None
-    """c, groups. Default: 0.175 K, the published proportion."""
+    """c, groups. Default: 0.175 K, the published proportion; with --others K, one a factor."""
     neighbours: int = 20
     """k, edges kept a factor."""
     method: Literal["spectral", "hierarchical"] = "spectral"

@@ -170,7 +170,7 @@ def solve(
     lam: float,
     tol: float = 1e-4,
     *,
-    candidates: int = 24,
+    candidates: int = 16,
     max_rounds: int = 20,
     chunk: int = 2048,
 ) -> Codes:
@@ -178,7 +178,7 @@ def solve(
 
     A code has a dozen active factors among hundreds. Each vector gets `candidates` of its own: active factors first,
     then those with the largest correlation. The small problems, gathered from Phi^T Phi, are solved side by side: a few
-    sweeps of coordinate descent find which factors are active, a linear system then gives their activations. The
+    sweeps of coordinate descent find which factors are active, linear systems then give their activations. The
     optimality conditions are checked on all K factors, and vectors that violate them go round again. The minimum is
     that of `fista`, reached several times faster; `Codes.steps` counts the rounds.
 
@@ -212,7 +212,7 @@ def _solve_piece(
     todo = torch.arange(len(push), device=push.device)
     size, sweeps, rounds, whole = min(candidates, K), 4, 0, 0
     # With all factors as candidates nothing is left to be found: what little remains is rounding.
-    while len(todo) and rounds < max_rounds and whole < 3:
+    while len(todo) and rounds < max_rounds and whole < 2:
         rounds += 1
         whole += size == K
         again = []
@@ -223,24 +223,26 @@ def _solve_piece(
             # is room for, those left out keep their activations for this round.
             score = torch.where(a > 0, float("inf"), correlation)
             chosen = score.topk(size, dim=1, sorted=False).indices  # [b, s]
-            values = _descend(a.gather(1, chosen), correlation.gather(1, chosen) - lam, chosen, gram, sweeps)
+            values = _descend(a.gather(1, chosen), correlation.gather(1, chosen) - lam, chosen, gram, sweeps, tol * lam)
             a = a.scatter_(1, chosen, values)
             alpha[rows] = a
             gap = kkt_gap(a.T, (b - a @ gram).T, lam)
             again.append(rows[gap > tol * lam])
         todo = torch.cat(again)
-        size, sweeps = min(size + candidates // 2 if rounds < 4 else 2 * size, K), min(2 * sweeps, 64)
+        size, sweeps = min(size + candidates // 2 if rounds < 4 else 2 * size, K), min(2 * sweeps, 32)
     return alpha, rounds
 
 
-def _descend(values: Tensor, excess: Tensor, chosen: Tensor, gram: Tensor, sweeps: int) -> Tensor:
-    """Activations of every vector's candidates: coordinate descent, then the linear system of those it left active.
+def _descend(values: Tensor, excess: Tensor, chosen: Tensor, gram: Tensor, sweeps: int, goal: float) -> Tensor:
+    """Activations of every vector's candidates: coordinate descent, then an active set as Lawson and Hanson's.
 
     Args:
         values: [b, s] activations to start from. excess: [b, s] phi_j . r - lam there.
         chosen: [b, s] which factors they are.
+        sweeps: of coordinate descent; of the active set as many corrections, at most.
+        goal: violation of optimality at which a vector is done.
 
-    Returns: [b, s], of the two solutions the one that violates optimality less.
+    Returns: [b, s].
     """
     values, excess = values.clone(), excess.clone()
     coupling = gram[chosen.T.unsqueeze(-1), chosen.unsqueeze(0)]  # [s, b, s]
@@ -250,14 +252,32 @@ def _descend(values: Tensor, excess: Tensor, chosen: Tensor, gram: Tensor, sweep
             change = new - values[:, i]
             values[:, i] = new
             excess.addcmul_(change.unsqueeze(1), coupling[i], value=-1)
-    active = values > 0
-    # Gram_SS alpha_S = (Phi^T x)_S - lam, rows and columns of inactive candidates replaced by those of the identity.
-    system = coupling.transpose(0, 1) * (active.unsqueeze(1) & active.unsqueeze(2))
-    target = (excess + torch.einsum("ibj,bj->bi", coupling, values)) * active
-    system.diagonal(dim1=1, dim2=2).masked_fill_(~active, 1.0)
-    factor, failed = torch.linalg.cholesky_ex(system)
-    solved = torch.cholesky_solve(target.unsqueeze(2), factor).squeeze(2) * active
-    left = excess + torch.einsum("ibj,bj->bi", coupling, values - solved)
-    better = (failed == 0) & (solved >= 0).all(dim=1)
-    better &= kkt_gap(solved.T, left.T, 0.0) <= kkt_gap(values.T, excess.T, 0.0)
-    return torch.where(better.unsqueeze(1), solved, values)
+    todo = torch.arange(len(values), device=values.device)
+    # In double precision: candidates of a vector are often close to one another.
+    a, matrix = values.double(), coupling.transpose(0, 1).double()
+    target = excess.double() + torch.einsum("bij,bj->bi", matrix, a)  # (Phi^T x)_j - lam
+    for turn in range(sweeps):
+        slack = target - torch.einsum("bij,bj->bi", matrix, a)
+        active = a > 0
+        if turn:  # let in the factor that pushes hardest
+            push = torch.where(active, -torch.inf, slack)
+            hardest = push.argmax(dim=1, keepdim=True)
+            active = active.scatter(1, hardest, push.gather(1, hardest) > 0.5 * goal)
+        system = matrix * (active.unsqueeze(1) & active.unsqueeze(2))
+        system.diagonal(dim1=1, dim2=2).masked_fill_(~active, 1.0)
+        factor, failed = torch.linalg.cholesky_ex(system)
+        solved = torch.cholesky_solve((target * active).unsqueeze(2), factor).squeeze(2) * active
+        solved = torch.where((failed == 0).unsqueeze(1), solved, a)
+        # As far towards the solution as no activation turns negative; the one that stops the way leaves.
+        shrinking = active & (solved < 0)
+        reach = torch.where(shrinking, a / (a - solved).clamp(min=1e-300), torch.inf)
+        length, first = reach.min(dim=1, keepdim=True)
+        a = a + length.clamp(max=1.0) * (solved - a)
+        a = torch.where(shrinking.any(dim=1, keepdim=True), a.scatter(1, first, 0.0), a).clamp(min=0)
+        values[todo] = a.to(values.dtype)
+        gap = kkt_gap(a.T, (target - torch.einsum("bij,bj->bi", matrix, a)).T, 0.0)
+        open_ = gap > 0.5 * goal
+        if not bool(open_.any()):
+            break
+        todo, a, matrix, target = todo[open_], a[open_], matrix[open_], target[open_]
+    return values

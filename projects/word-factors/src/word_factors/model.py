@@ -125,7 +125,8 @@ class FactorModel:
     def residual_share(self, codes: sparse.csr_array, words: Sequence[str] | None = None) -> NDArray[np.float32]:
         """[n] share of each preprocessed vector's energy that its code leaves over: what bars show as "other"."""
         x = self.vectors(words)
-        left = np.square(x - np.asarray(codes @ self.phi.numpy().T)).sum(axis=1)
+        made: NDArray[np.float32] = codes @ self.phi.numpy().T  # pyright: ignore[reportAssignmentType]
+        left = np.square(x - made).sum(axis=1)
         whole = np.square(x).sum(axis=1)
         return (left / np.where(whole == 0, 1, whole)).astype(np.float32)
 
@@ -139,7 +140,7 @@ class FactorModel:
     def factors_of(self, word: str, n: int | None = None) -> list[tuple[int, float]]:
         """Active factors of a word with their activations, largest first."""
         row = self.encode([word])
-        order = np.argsort(-row.data, kind="stable")[:n]
+        order = np.argsort(-np.asarray(row.data), kind="stable")[:n]
         return [(int(row.indices[place]), float(row.data[place])) for place in order]
 
     def _check_factor(self, j: int) -> None:

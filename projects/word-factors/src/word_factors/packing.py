@@ -29,7 +29,7 @@ def pack_codes(codes: sparse.csr_array) -> dict[str, Any]:
         "data": pack(codes.data.astype(np.float16)),
         "indices": pack(codes.indices.astype(np.int32)),
         "indptr": pack(codes.indptr.astype(np.int32)),
-        "shape": [int(size) for size in codes.shape],
+        "shape": [int(size) for size in codes.shape or ()],
     }
 
 

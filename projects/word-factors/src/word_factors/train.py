@@ -73,9 +73,9 @@ def vocabulary_measures(model: FactorModel, codes: sparse.csr_array) -> dict[str
     `use of a factor, median` (share of words).
     """
     left = model.residual_share(codes)
-    use = np.bincount(codes.indices, minlength=model.K) / max(1, codes.shape[0])
+    use = np.bincount(codes.indices, minlength=model.K) / max(1, len(left))
     return {
-        "active factors a word": codes.nnz / max(1, codes.shape[0]),
+        "active factors a word": codes.nnz / max(1, len(left)),
         "energy left over": float(left.mean()),
         "signal to noise (dB)": float(-10 * np.log10(max(float(left.mean()), 1e-12))),
         "factors in no word": float((use == 0).sum()),

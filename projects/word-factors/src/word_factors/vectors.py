@@ -78,6 +78,13 @@ EMBEDDINGS: Mapping[str, KnownVectors] = {
 }
 
 
+def find_embedding(name: str, data_root: Path) -> Path:
+    """The file of an embedding. Raises as `open_embedding`."""
+    check_choice("--data", name, EMBEDDINGS)
+    known = EMBEDDINGS[name]
+    return require(data_root, known.files, what=f"{name} ({known.what})", how=known.home)
+
+
 def open_embedding(
     name: str, data_root: Path, limit: int | None = None, *, counts: Path | Mapping[str, float] | None = None,
     quiet: bool = False,
@@ -87,10 +94,7 @@ def open_embedding(
     Raises:
         UserError: no such name; the file is not there (says which to put where); see `read_vectors`.
     """
-    check_choice("--data", name, EMBEDDINGS)
-    known = EMBEDDINGS[name]
-    path = require(data_root, known.files, what=f"{name} ({known.what})", how=known.home)
-    return read_vectors(path, limit=limit, counts=counts, name=name, quiet=quiet)
+    return read_vectors(find_embedding(name, data_root), limit=limit, counts=counts, name=name, quiet=quiet)
 
 
 def read_vectors(

@@ -1,0 +1,227 @@
+"""What is measured on one trained dictionary for the claims: sparsity, reading of words, classes, analogies."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+
+from shared.loop import Loop
+from word_factors.analogy import Space, answer, three_cos_add
+from word_factors.analysis import google_questions
+from word_factors.baselines import BASELINES, baseline_scores
+from word_factors.classes import class_lexicon, class_table, index_classes
+from word_factors.commands import fair_rows, sparsity_points
+from word_factors.config import TrainConfig
+from word_factors.embedding import Embedding
+from word_factors.experiments import ANALOGY
+from word_factors.groups import coactivation, factor_groups
+from word_factors.inference import fista, solve
+from word_factors.learning import WordFactors
+from word_factors.manipulation import Factors, differences
+from word_factors.model import FactorModel
+from word_factors.naming import all_top_words
+from word_factors.packing import pack, pack_codes
+from word_factors.protocols import evaluate
+from word_factors.questions import AnalogyTask
+from word_factors.runs import MEMBER
+from word_factors.weighting import root_frequency
+
+READ: dict[str, frozenset[str]] = {
+    "queen": frozenset({"she", "her", "herself", "hers", "woman", "actress", "lady", "miss", "queen"}),
+    "she": frozenset({"she", "her", "herself", "hers", "woman", "girl", "mother", "wife", "daughter"}),
+    "best": frozenset({"best", "worst", "greatest", "finest", "strongest", "biggest", "largest", "highest", "most"}),
+    "January": frozenset(
+        {
+            "january", "february", "march", "april", "may", "june", "july", "august", "september", "october",
+            "november", "december",
+        }
+    ),
+    "Spain": frozenset({"spain", "france", "italy", "germany", "portugal", "england", "brazil", "argentina", "greece"}),
+}  # fmt: skip
+"""Words of which one of a word's two strongest factors should have three in its top ten. Used to judge, never to
+learn or choose."""
+RULES = ("3CosMul", "only-b", "only-c", "code", "boost", "boost-sources", "group-boost", "mask", "set")
+POLYSEMOUS = ("queen", "Apple", "best", "bank", "May", "right")
+SHARED_WORDS = 8000  # the most frequent ones, on which embeddings are compared
+
+
+def learned(config: TrainConfig) -> tuple[FactorModel, sparse.csr_array, dict[str, Any]]:
+    """Train a dictionary without a run folder: (model, codes of the vocabulary, the loop's summary)."""
+    task = WordFactors(config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*says nothing about frequencies.*")
+        summary = Loop(task, config, MEMBER, folder=False).run()
+    model = task.model()
+    return model, model.encode(device=task.device), summary
+
+
+def sparsity(model: FactorModel, codes: sparse.csr_array) -> dict[str, float]:
+    """Active factors, energy left over, signal to noise, unused factors: over the vocabulary, every word alike."""
+    left = float(model.residual_share(codes).mean())
+    use = np.bincount(codes.indices, minlength=model.K) / len(model.vectors())
+    return {
+        "active": codes.nnz / len(model.vectors()),
+        "left_over": left,
+        "snr": float(-10 * np.log10(left)),
+        "unused": float((use == 0).sum()),
+        "median_use": float(np.median(use)),
+        "lam": model.lam,
+    }
+
+
+def measure_factors(config: TrainConfig, thorough: bool = True) -> dict[str, Any]:
+    """Everything that the claims on one embedding need, as JSON values.
+
+    Args:
+        config: the run.
+        thorough: also classes against all baselines (minutes).
+    """
+    model, codes, summary = learned(config)
+    embedding = model.embedding
+    assert embedding is not None
+    p = root_frequency(embedding.counts)
+    groups = factor_groups(codes, p, seed=config.seed)
+    listed = all_top_words(codes, embedding, 10)
+    tops = [[word for word, _ in top] for top in listed]
+    values: dict[str, Any] = {
+        **sparsity(model, codes),
+        "data": embedding.name,
+        "words": len(embedding),
+        "train_seconds": summary["seconds"],
+        "fista_150": fista_error(model),
+        "groups": len(groups),
+        "group_median": float(np.median(groups.sizes)),
+        **reading(codes, embedding, tops),
+        **analogies(model, codes, groups.labels, config.seed),
+        "dictionary": pack(model.phi.numpy().astype(np.float16)),
+        "codes": pack_codes(codes),
+        "top_words": tops,
+        "top_activations": listed,
+        "labels": groups.labels.tolist(),
+        "use": (np.bincount(codes.indices, minlength=model.K) / len(embedding)).tolist(),
+    }
+    values |= class_precision(model, codes, config, BASELINES if thorough else ("raw", "pca", "rotation"))
+    if config.seed == 0:
+        sample = torch.from_numpy(model.vectors()[fair_rows(len(embedding), 1000)]).T
+        values["similarity"] = pack(coactivation(codes, p).astype(np.float16))
+        values["curve"] = sparsity_points(sample, model.phi, model.lam)
+        values["looked_at"] = looked_at(model, codes)
+    return values
+
+
+def fista_error(model: FactorModel, words: int = 200, steps: int = 150) -> float:
+    """Largest difference between an activation after `steps` of FISTA and the exact one."""
+    X = torch.from_numpy(model.vectors()[fair_rows(len(model.vectors()), words)]).T
+    exact = solve(X, model.phi, model.lam, tol=1e-5).alpha
+    return float((fista(X, model.phi, model.lam, steps).alpha - exact).abs().max())
+
+
+def reading(codes: sparse.csr_array, embedding: Embedding, tops: list[list[str]]) -> dict[str, float]:
+    """word-<w>: 1 if one of the two strongest factors of w has three of its `READ` words in its top ten, else 0."""
+    found = {}
+    for word, expected in READ.items():
+        if word not in embedding.index:
+            continue
+        row = codes[[embedding.index[word]]].toarray()[0]
+        strongest = [int(j) for j in np.argsort(-row, kind="stable")[:2] if row[j] > 0]
+        hits = [len({w.lower() for w in tops[j]} & expected) for j in strongest]
+        found[f"word-{word}"] = float(max(hits, default=0) >= 3)
+    return found
+
+
+def analogies(model: FactorModel, codes: sparse.csr_array, labels: NDArray[np.int64], seed: int) -> dict[str, Any]:
+    """3CosAdd on all questions of the vocabulary, and the held-out table by section and rule."""
+    embedding = model.embedding
+    assert embedding is not None
+    task = AnalogyTask.from_file(google_questions()).in_vocabulary(embedding)
+    plain = Space(embedding.vectors, task.forms)
+    right = sum(int(s.right(answer(plain, three_cos_add, s.abc()), task.forms).sum()) for s in task.sections)
+    space = Space(model.vectors(), task.forms)
+    factors = Factors(model.phi.numpy(), codes, labels, space.norms)
+    table = evaluate(task, space, factors, RULES, "heldout", seed=seed)
+    optimistic = evaluate(task, space, factors, ("boost", "group-boost"), "insample", seed=seed)
+    return {
+        "questions": len(task),
+        "questions_dropped": sum(report.dropped for report in task.coverage),
+        "three_cos_add": right / len(task),
+        **{f"macro {rule}": table.macro(rule) for rule in table.rules},
+        **{f"micro {rule}": table.micro(rule) for rule in table.rules},
+        **{f"insample macro {rule}": optimistic.macro(rule) for rule in ("3CosAdd", "boost", "group-boost")},
+        "heldout": table.to_json(),
+    }
+
+
+def class_precision(
+    model: FactorModel, codes: sparse.csr_array, config: TrainConfig, baselines: tuple[str, ...]
+) -> dict[str, Any]:
+    """Held-out average precision of factors and baselines on the classes of the Google sections."""
+    embedding = model.embedding
+    assert embedding is not None
+    classes = index_classes(class_lexicon(google_questions()), embedding)
+    if not classes.names:
+        return {}
+    x = model.vectors()
+    methods: dict[str, Any] = {"factors": codes}
+    for name in baselines:
+        methods[name] = baseline_scores(name, x, model.K, model.lam, seed=config.seed)  # pyright: ignore
+    table = class_table(methods, classes, seed=config.seed)
+    return {
+        "classes": len(classes.names),
+        **{f"ap {name}": table.mean_ap(name) for name in methods},
+        **{f"auc {name}": table.mean_auc(name) for name in methods},
+        "class_rows": [[name, words, list(precision), best] for name, words, precision, best in table.rows()],
+    }
+
+
+def looked_at(model: FactorModel, codes: sparse.csr_array) -> dict[str, Any]:
+    """Codes of a few words, what they leave over, and the change of the code within an analogy: for figures."""
+    embedding = model.embedding
+    assert embedding is not None
+    words = [word for word in POLYSEMOUS if word in embedding.index]
+    rows = [embedding.index[word] for word in words]
+    found: dict[str, Any] = {
+        "words": words,
+        "codes": pack(codes[rows].toarray().astype(np.float32)),
+        "left_over": model.residual_share(codes[rows], words).tolist(),
+    }
+    if all(word in embedding.index for word in ANALOGY):
+        a, b, c, d = (embedding.index[word] for word in ANALOGY)
+        found["analogy"] = pack(differences(codes, np.array([[a, b], [c, d]])).astype(np.float32))
+    return found
+
+
+def measure_embedding(config: TrainConfig) -> dict[str, Any]:
+    """Factors of vectors trained on a corpus, and how good those vectors are: word similarity and 3CosAdd."""
+    from gensim.models import KeyedVectors
+    from gensim.test.utils import datapath
+
+    model, codes, summary = learned(config)
+    embedding = model.embedding
+    assert embedding is not None
+    keyed = KeyedVectors(embedding.dim)
+    keyed.add_vectors(list(embedding.words), embedding.vectors)
+    similarity = {}
+    for name, file in (("ws353", "wordsim353.tsv"), ("simlex", "simlex999.txt")):
+        _, spearman, missing = keyed.evaluate_word_pairs(datapath(file), restrict_vocab=len(embedding))
+        similarity |= {name: float(spearman[0]), f"{name}_missing": float(missing)}  # pyright: ignore
+    task = AnalogyTask.from_file(google_questions()).in_vocabulary(embedding)
+    space = Space(embedding.vectors, task.forms)
+    right = sum(int(s.right(answer(space, three_cos_add, s.abc()), task.forms).sum()) for s in task.sections)
+    first = codes[: min(SHARED_WORDS, len(embedding))]
+    return {
+        **sparsity(model, codes),
+        **similarity,
+        "data": embedding.name,
+        "words": len(embedding),
+        "questions": len(task),
+        "three_cos_add": right / len(task),
+        "train_seconds": summary["seconds"],
+        "codes": pack_codes(first),
+        "vocabulary": list(embedding.words[: len(first.indptr) - 1]),
+        "top_words": [[word for word, _ in top] for top in all_top_words(codes, embedding, 8)],
+    }
