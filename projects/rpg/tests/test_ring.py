@@ -180,8 +180,8 @@ def test_another_network_or_version_is_said_to_be_that() -> None:
     plan = ring_of().plan
     with pytest.raises(UserError, match=r"sizes.*layers differ in size"):
         check_spec(make_plan([90, 62], 60).spec(), plan)
-    with pytest.raises(UserError, match="version: 0 saved, 1 here"):
-        check_spec({**plan.spec(), "version": 0}, plan)
+    with pytest.raises(UserError, match="version: 1 saved, 2 here"):
+        check_spec({**plan.spec(), "version": 1}, plan)
 
 
 def test_projection_is_the_least_squares_fit() -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from shared.config import UserError, check_choice, check_range
 
-VERSION = 1  # of the functions below: a change of any plan's outcome is a new version
+VERSION = 2  # of the functions below: a change of any plan's outcome is a new version
 
 KINDS = {
     "even": "every entry used floor(N/M) or ceil(N/M) times, one permutation over all layers, random signs",
@@ -35,6 +35,7 @@ KINDS = {
     "haar": "a random rotation of the ring for every layer; theory's reference, for small layers",
 }
 PERMUTED = ("even", "ring", "hash", "perm_only")
+PILE = 2**17  # values that are permuted in one go, in the cache
 HAAR_LIMIT = 2048  # a Haar matrix of this side is 32 MiB in double precision
 
 # Streams of randomness, spawned from the seed: a permutation and the signs must not share one.
@@ -245,17 +246,38 @@ def _even(entries: int, needed: int, stream: np.random.PCG64, cut: bool) -> NDAr
 
 
 def _permuted(values: NDArray[np.int32], stream: np.random.PCG64) -> NDArray[np.int32]:
-    """A uniform permutation of non-negative values: random keys, sorted. NumPy sorts 64-bit integers two to three times
-    faster than it shuffles. Key and value share one word; with 33 and more bits of key for any network that fits
-    31 bits of value, equal keys (which fall in the order of values) are too few to matter."""
-    bits = np.uint64(max(1, int(values.max(initial=0)).bit_length()))
-    words = stream.random_raw(len(values))
-    words >>= bits
-    words <<= bits
-    words |= values.astype(np.uint64)
-    words.sort()
-    words &= (np.uint64(1) << bits) - np.uint64(1)
-    return words.astype(np.int32)
+    """A uniform permutation: every value gets a random key, and they are put in the order of the keys.
+
+    In time linear in their number: a first byte of the key deals the values into 256 piles that fit the cache, each of
+    which is ordered by 32 bits more. Values of equal keys keep their order: of ResNet-34's 21 million some two hundred
+    pairs, too few to matter. A pile is all there is where the values are few enough for one.
+    """
+    permuted = np.empty_like(values)
+    if len(values) <= PILE:
+        dealt, ends = np.arange(len(values)), [len(values)]
+    else:
+        first = _words(stream, len(values), np.uint8)
+        dealt = first.argsort(kind="stable")
+        ends = np.cumsum(np.bincount(first, minlength=256)).tolist()
+    for begin, end in itertools.pairwise([0, *ends]):
+        low, high = _words(stream, 2 * (end - begin), np.uint16).reshape(2, -1)
+        pile = values.take(dealt[begin:end], mode="clip")
+        pile.take(by_halves(low, high), out=permuted[begin:end], mode="clip")
+    return permuted
+
+
+def _words(stream: np.random.PCG64, count: int, kind: type[np.unsignedinteger]) -> NDArray[Any]:
+    """Independent uniform words of 8 or 16 bits, from the raw ones in little-endian order; the last raw one is used in
+    part."""
+    raw = stream.random_raw(-(-count * np.dtype(kind).itemsize // 8)).astype("<u8", copy=False)
+    return raw.view(np.dtype(kind).newbyteorder("<")).astype(kind, copy=False)[:count]
+
+
+def by_halves(low: NDArray[np.uint16], high: NDArray[np.uint16]) -> NDArray[np.int64]:
+    """The stable order of keys high * 2^16 + low. NumPy orders 16-bit integers by counting, in linear time: for what
+    fits the cache this is several times faster than a sort."""
+    order = low.argsort(kind="stable")
+    return order.take(high.take(order).argsort(kind="stable"))
 
 
 def _uniform(stream: np.random.PCG64, below: int, count: int) -> NDArray[np.int32]:
