@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from rpg.config import RING_INITS
 from rpg.generate import generate
 from rpg.plan import make_plan
 from rpg.ring import INITS, Ring, check_spec, initial_scales, target_std
@@ -31,6 +32,7 @@ def ring_of(size: int = 60, seed: int = 0, **options: object) -> Ring:
         ("fan_out", (64, 32, 3, 3), math.sqrt(2 / (64 * 9))),
         ("fan_in", (64, 32, 3, 3), math.sqrt(2 / (32 * 9))),
         ("xavier", (64, 32), math.sqrt(2 / 96)),
+        ("linear", (64, 32), math.sqrt(1 / 32)),
         ("trunc_normal", (64, 32), 0.02),
         ("authors", (64, 32, 3, 3), math.sqrt(2 / (64 * 9))),
     ],
@@ -72,7 +74,8 @@ def test_authors_initialisation_is_theirs() -> None:
     assert initial_scales(SHAPES, "constant")[0] == (1.0, 1.0, 1.0)
     with pytest.raises(UserError, match=r"ring_init.*none.*fan_out"):
         initial_scales(SHAPES, "none")
-    assert set(INITS) == {"fan_out", "fan_in", "xavier", "trunc_normal", "unit", "constant", "authors"}
+    names = {"host", "fan_out", "fan_in", "xavier", "linear", "trunc_normal", "unit", "constant", "authors"}
+    assert set(INITS) == set(RING_INITS) == names
 
 
 def test_weights_are_made_once_until_the_ring_changes() -> None:

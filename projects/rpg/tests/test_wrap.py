@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import math
 import pickle
 import warnings
 from collections.abc import Iterator
@@ -655,3 +656,22 @@ def test_gpu_compiled_model_is_the_model() -> None:
     x = batch()[0].cuda()
     compiled = torch.compile(model)
     torch.testing.assert_close(compiled(x), model(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("host", "size", "expected"),
+    [
+        ("vit-mini", 32, lambda name, shape: 0.02),
+        ("patch-resnet", 32, lambda name, shape: math.sqrt(2 / (shape[0] * 9))),
+        ("mlp", 28, lambda name, shape: math.sqrt((1 if name == "layers.2.weight" else 2) / shape[1])),
+    ],
+)
+def test_layers_start_as_suits_their_host(host: str, size: int, expected: Any) -> None:
+    torch.manual_seed(0)
+    model = RPGModel(make_host(host, in_channels=3, image_size=size), dof_ratio=0.5)
+    weights = model.weights()
+    for slot in model.slots:
+        ring: Any = model.rings[slot.ring]
+        wanted = expected(slot.name, slot.shape)
+        assert ring.scales[slot.layer] * ring.std == pytest.approx(wanted), slot.name
+        assert weights[slot.name].std().item() == pytest.approx(wanted, rel=0.15), slot.name

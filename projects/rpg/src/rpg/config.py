@@ -20,7 +20,7 @@ Recipe = Literal["onecycle", "adam", "paper", "repo", "imagenet"]
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 Augment = Literal["none", "flip", "crop-flip"]
 AUGMENTS: tuple[Augment, ...] = get_args(Augment)
-RingInit = Literal["fan_out", "fan_in", "xavier", "trunc_normal", "constant", "unit", "authors"]
+RingInit = Literal["host", "fan_out", "fan_in", "xavier", "linear", "trunc_normal", "constant", "unit", "authors"]
 RING_INITS: tuple[RingInit, ...] = get_args(RingInit)
 LrScale = Literal["none", "sqrt_r", "r"]
 LR_SCALES: tuple[LrScale, ...] = get_args(LrScale)
@@ -60,8 +60,9 @@ class TrainConfig(RunConfig):
     """Instead of --scope: pattern=ring for every generated parameter, e.g. '*.conv1.weight=a' '*.conv2.weight=b'."""
     key: int | None = None
     """Seed of the plan, the model's key. Default: --seed."""
-    ring_init: RingInit = "fan_out"
-    """Standard deviation that each layer starts with."""
+    ring_init: RingInit = "host"
+    """Standard deviation that each layer starts with. host: what suits the host (fan_out for convolutions, 0.02 for
+    transformers, fan_in and a head of gain 1 for the perceptron)."""
     include: tuple[str, ...] = ()
     """Name patterns of generated parameters. Default: the host's own."""
     exclude: tuple[str, ...] = ()

@@ -17,9 +17,12 @@ from rpg.plan import Plan
 from shared.config import UserError, check_choice
 
 INITS = {
+    "host": "what suits the host, layer by layer: fan_out for convolutions, trunc_normal for transformers; "
+    "for the perceptron fan_in and a linear head",
     "fan_out": "Kaiming, sqrt(2 / fan_out): what the authors aim at for convolutions",
     "fan_in": "Kaiming, sqrt(2 / fan_in)",
     "xavier": "Glorot, sqrt(2 / (fan_in + fan_out))",
+    "linear": "gain 1, sqrt(1 / fan_in), for linear heads",
     "trunc_normal": "0.02 throughout, for transformers",
     "unit": "a ring of unit variance under layer constants sqrt(2 / fan_in)",
     "constant": "the same constant a = 1 for every layer; the ring has the root mean square of fan_out",
@@ -169,7 +172,7 @@ def target_std(shape: Sequence[int], kind: str) -> float:
 
     Args:
         shape: `[out, in, ...]` of a linear or convolution weight.
-        kind: one of `INITS`.
+        kind: one of `INITS`; `host` is for those who know the host, and without one means fan_out.
     """
     check_choice("ring_init", kind, INITS)
     receptive = math.prod(shape[2:])
@@ -179,21 +182,29 @@ def target_std(shape: Sequence[int], kind: str) -> float:
         return math.sqrt(2 / fan_in)
     if kind == "xavier":
         return math.sqrt(2 / (fan_in + fan_out))
+    if kind == "linear":
+        return math.sqrt(1 / fan_in)
     if kind == "trunc_normal":
         return 0.02
     return math.sqrt(2 / fan_out)
 
 
-def initial_scales(shapes: Sequence[Sequence[int]], kind: str) -> tuple[tuple[float, ...], float]:
+def initial_scales(shapes: Sequence[Sequence[int]], kind: str | Sequence[str]) -> tuple[tuple[float, ...], float]:
     """Layer constants a_l and the ring's standard deviation sigma_W, such that layer l starts with sigma_l.
 
     sigma_W is the root mean square of sigma_l over all weights, so that the mean of a_l^2 is 1 and a ring of N numbers
     has the optimiser's units of the plain network. `authors` and `unit` fix sigma_W instead; `constant` fixes a_l.
+
+    Args:
+        shapes: of the layers.
+        kind: one of `INITS` for all layers, or one a layer (of those that fix neither).
     """
     sizes = [math.prod(shape) for shape in shapes]
-    targets = [target_std(shape, kind) for shape in shapes]
+    kinds = [kind] * len(shapes) if isinstance(kind, str) else list(kind)
+    targets = [target_std(shape, each) for shape, each in zip(shapes, kinds, strict=True)]
     mean_square = sum(n * sigma**2 for n, sigma in zip(sizes, targets, strict=True)) / sum(sizes)
     if kind == "constant":
         return (1.0,) * len(shapes), math.sqrt(mean_square)
-    std = {"authors": math.sqrt(2 / 4608), "unit": 1.0}.get(kind, math.sqrt(mean_square))
+    fixed = {"authors": math.sqrt(2 / 4608), "unit": 1.0}
+    std = fixed[kind] if isinstance(kind, str) and kind in fixed else math.sqrt(mean_square)
     return tuple(sigma / std for sigma in targets), std

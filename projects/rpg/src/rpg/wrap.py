@@ -86,7 +86,7 @@ class RPGModel(nn.Module):
         *,
         chunk: int = 1,
         offset: str = "random",
-        ring_init: str = "fan_out",
+        ring_init: str = "host",
         keep_weights: bool = False,
     ) -> None:
         super().__init__()
@@ -109,7 +109,9 @@ class RPGModel(nn.Module):
                 raise UserError("scope", ring, "ring names that are not words of Python's dictionaries")
         for (ring, group), share in zip(rings.items(), shares, strict=True):
             shapes = [parameters[name].shape for name in group]
-            scales, std = initial_scales(shapes, ring_init)
+            own = ring_init == "host" and isinstance(host, Host)
+            kinds = [host.initialisation(name) for name in group] if own else ring_init  # pyright: ignore
+            scales, std = initial_scales(shapes, kinds)
             sizes = [math.prod(shape) for shape in shapes]
             made = make_plan(sizes, share, plan, seed, chunk, offset=offset, ring=ring)
             self.rings[_key(ring)] = Ring(made, scales, std).to(dtype)

@@ -33,6 +33,10 @@ class Host(nn.Module):
     width_step: int = 1
     """`width` must be a multiple of this; the narrow baseline searches in such steps."""
 
+    def initialisation(self, name: str) -> str:
+        """How the generated parameter `name` starts, one of `rpg.ring.INITS` (Section 3; the authors: fan_out)."""
+        return "fan_out"
+
     def stages(self) -> tuple[str, ...]:
         """Name prefixes of the stages (groups of blocks at one resolution)."""
         return ()

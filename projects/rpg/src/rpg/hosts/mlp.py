@@ -38,6 +38,10 @@ class MLP(Host):
             nn.init.normal_(layer.weight, std=math.sqrt(2 / layer.in_features))
             nn.init.zeros_(layer.bias)
 
+    def initialisation(self, name: str) -> str:
+        # Nothing normalises what a layer makes, so its scale counts where it is read: fan_in. No ReLU follows the head.
+        return "linear" if name == f"layers.{len(self.layers) - 1}.weight" else "fan_in"
+
     def stages(self) -> tuple[str, ...]:
         return tuple(f"layers.{l}" for l in range(len(self.layers)))
 

@@ -106,6 +106,9 @@ class ViT(Host):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
+    def initialisation(self, name: str) -> str:
+        return "trunc_normal"
+
     def stages(self) -> tuple[str, ...]:
         return ("layers",)
 
