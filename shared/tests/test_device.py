@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from shared.device import (
     rng_state,
     set_rng_state,
     set_seed,
+    synchronised,
     to_device,
 )
 
@@ -151,3 +153,21 @@ def test_compilation_that_fails_leaves_the_module_running() -> None:
     torch.testing.assert_close(fast(x), nn.functional.linear(x, module.weight, module.bias))
     assert list(fast.state_dict()) == names
     torch._dynamo.reset()
+
+
+def test_batch_normalisation_is_synchronised_over_cuda_devices_alone() -> None:
+    def network() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()), nn.BatchNorm2d(4))
+
+    model = network()
+    own = {name: id(value) for name, value in model.named_parameters()}
+    made = synchronised(model, torch.device("cuda"), 2)
+    assert made is model
+    assert [type(part) for part in (model[1][0], model[2])] == [nn.SyncBatchNorm] * 2  # pyright: ignore
+    assert {name: id(value) for name, value in model.named_parameters()} == own  # an optimiser keeps its parameters
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        synchronised(model, torch.device("cpu"), 2)  # nothing left to warn about
+        assert type(synchronised(network(), torch.device("cuda"), 1)[2]) is nn.BatchNorm2d
+    with pytest.warns(UserWarning, match=r"2 batch normalisations \(1\.0, \.\.\.\).*2 processes"):
+        assert type(synchronised(network(), torch.device("cpu"), 2)[2]) is nn.BatchNorm2d

@@ -11,6 +11,7 @@ import os
 import platform
 import random
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -263,6 +264,31 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
     elif isinstance(batch, (list, tuple)):
         for value in batch:
             yield from _tensors(value)
+
+
+def synchronised(module: Module, device: torch.device, world: int) -> Module:
+    """`module` with batch statistics over all processes, so that N devices are one with N times the batch.
+
+    Its batch normalisations become `nn.SyncBatchNorm` in place (parameters and buffers stay the same objects). That
+    has no form for the CPU: there each process normalises by its own samples, with a warning that names a layer.
+    """
+    kinds = nn.modules.batchnorm._BatchNorm
+    own = [
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, kinds) and not isinstance(part, nn.SyncBatchNorm)
+    ]
+    if world == 1 or not own:
+        return module
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)  # pyright: ignore[reportReturnType]
+    warnings.warn(
+        f"{len(own)} batch normalisations ({own[0] or type(module).__name__}{', ...' if len(own) > 1 else ''}) take "
+        f"their statistics in each of the {world} processes on its own: torch synchronises them on CUDA alone. The "
+        f"curve is not that of one device with {world} times the batch.",
+        stacklevel=2,
+    )
+    return module
 
 
 def compiled(module: Module, enabled: bool = True, **options: Any) -> Module:

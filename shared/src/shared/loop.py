@@ -143,8 +143,10 @@ class Loop:
     # -- for tasks -----------------------------------------------------------------------------------------------
 
     def prepare(self, *objects: Any) -> Any:
-        """Modules and optimisers as the devices and the precision want them (moved, wrapped for several devices)."""
+        """Modules and optimisers as the devices and the precision want them (moved, wrapped for several devices,
+        whose batch normalisations then share their statistics on CUDA)."""
         moved = [item.to(self.device) if isinstance(item, nn.Module) else item for item in objects]
+        moved = [devices.synchronised(m, self.device, self.world) if isinstance(m, nn.Module) else m for m in moved]
         moved = [devices.compiled(m, self.config.compile) if isinstance(m, nn.Module) else m for m in moved]
         return self.accelerator.prepare(*moved)
 
@@ -313,10 +315,11 @@ class Loop:
 
     def _diverged(self, row: dict[str, Any], name: str) -> None:
         where = self._checkpoints.newest() if self._checkpoints is not None else None
+        good = f"last good checkpoint: {where}" if where else "no checkpoint had been written yet"
         if self._checkpoints is not None and self.primary:
             with contextlib.suppress(UserError):  # for the post-mortem; never taken for a good checkpoint
-                Checkpoints(self._checkpoints.folder.parent / "diverged", keep=1).save(self._state(), self.step)
-        good = f"last good checkpoint: {where}" if where else "no checkpoint had been written yet"
+                bad = Checkpoints(self._checkpoints.folder.parent / "diverged", keep=1).save(self._state(), self.step)
+                good += f"; the state after step {self.step}, for looking into: {bad}"
         raise RunFailed(f"metric {name!r} is {row[name]} at step {row['step']}; {good}.")
 
     def _evaluate(self) -> None:
