@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,20 @@ def test_a_disk_that_is_full_wherever_it_was_noticed_is_no_bug(app: Any, capsys:
 
     assert app.main(["fill"]) == 2
     assert "toy: error: no space left on the device" in capsys.readouterr().err
+
+
+def test_what_the_member_logs_is_shown_unless_it_is_to_be_quiet(app: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    @app.verb(RunConfig)
+    def talk(config: RunConfig) -> int:
+        """Log a line."""
+        logging.getLogger("toy.wrap").info("a is tied to b")
+        logging.getLogger("library").info("chatter")
+        return 0
+
+    assert app.main(["talk"]) == 0
+    assert capsys.readouterr().err == "a is tied to b\n"
+    assert app.main(["talk", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_processes_find_each_other_and_the_first_failure_ends_all(tmp_path: Path) -> None:

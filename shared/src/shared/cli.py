@@ -21,6 +21,7 @@ import dataclasses
 import importlib.util
 import io
 import itertools
+import logging
 import os
 import signal
 import socket
@@ -92,7 +93,8 @@ class App:
                 print(f"{self.member}: run failed: {error}", file=sys.stderr)
                 return 1
             except Stopped as stopped:
-                print(f"{self.member}: {stopped.message}", file=sys.stderr)
+                if os.environ.get("RANK", "0") == "0":  # all processes stop together: one says it
+                    print(f"{self.member}: {stopped.message}", file=sys.stderr)
                 return stopped.code
             except KeyboardInterrupt:
                 print(f"{self.member}: interrupted", file=sys.stderr)
@@ -120,7 +122,8 @@ class App:
         wanted = getattr(config, "devices", 1)
         if isinstance(config, RunConfig) and wanted > 1 and "WORLD_SIZE" not in os.environ:
             return start_processes([sys.executable, "-m", self.package, *arguments], wanted)
-        return verb.function(config)
+        with contextlib.nullcontext() if getattr(config, "quiet", False) else _shown_log(self.package):
+            return verb.function(config)
 
     def parse(self, verb: Verb, arguments: list[str]) -> Any:
         """The config that a verb's flags describe: the preset's (or the resumed run's) fields, then the flags."""
@@ -171,6 +174,24 @@ class App:
         lines += [f"  {name:<{width}}  {verb.summary}" for name, verb in self.verbs.items()]
         lines += ["", f"`{self.member} COMMAND --help` lists the flags of a command and their defaults."]
         return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _shown_log(package: str) -> Iterator[None]:
+    """Lines that the member's own modules log reach the terminal, once; those of libraries stay as they are."""
+    logger, handler = logging.getLogger(package), logging.StreamHandler()
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def _check_choices(config: type[Any], arguments: Sequence[str], prefix: str = "--") -> None:
