@@ -59,10 +59,11 @@ def test_manuals_and_refusals_import_no_torch_and_answer_at_once() -> None:
         "import sys; from rpg.cli import main; import contextlib, io\n"
         "with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):\n"
         "    codes = [main(['train', '--help']), main(['train', '--plan', 'evn']), main(['train', '--chunk', '0'])]\n"
+        "    codes += [main(['key'])]\n"
         "print(codes, 'torch' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout.strip() == "[0, 2, 2] False", result.stderr
+    assert result.stdout.strip() == "[0, 2, 2, 0] False", result.stderr
 
 
 def test_evaluate(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

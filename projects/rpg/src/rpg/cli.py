@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from inspect import cleandoc
+from typing import Any
 
 from rpg.baseline_names import BASELINES
 from rpg.config import (
@@ -114,6 +115,11 @@ def key(config: KeyConfig) -> int:
 
     Without flags: prints a new random key for `train --key`. See `rpg.security` for what a key protects and what not.
     """
+    if config.run is None and config.model_file is None:
+        from rpg.security import make_key  # needs no torch
+
+        print(make_key())
+        return 0
     from rpg import commands
 
     return commands.key(config)
@@ -143,7 +149,7 @@ def bench(config: BenchConfig) -> int:
     return run("rpg", config)
 
 
-def _listed(title: str, lines: Mapping[str, str]) -> str:
+def _listed(title: str, lines: Mapping[Any, str]) -> str:
     width = max(map(len, lines))
     return "\n".join(["", "", f"{title}:", *(f"  {name:<{width}}  {line}" for name, line in lines.items())])
 

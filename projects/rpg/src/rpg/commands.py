@@ -322,9 +322,7 @@ def key(config: KeyConfig) -> int:
         right = security.verify(config.model_file, config.key)
         print("the key is right" if right else "the key is wrong")
         return 0 if right else 1
-    if config.run is None:
-        print(security.make_key())
-        return 0
+    assert config.run is not None  # without both the command line makes a key by itself
     task, _, _ = open_run(config.run, device=config.device, data_root=config.data_root)
     model, images = need_ring(task), need_images(task)
     keys = [config.key] if config.key is not None else [security.make_key() for _ in range(config.tries)]
