@@ -69,6 +69,13 @@ def register(member: str) -> None:
 
     test_member.__doc__ = f"Tests of {member}, alone in its environment."
     if member == "shared":
+
+        @nox.session(name="bench-shared", default=False, tags=["bench"])
+        def bench_shared(session: nox.Session) -> None:
+            """What the loop costs over a bare PyTorch loop, in about a minute."""
+            sync(session, "--package", "shared")
+            session.run("python", f"{FOLDERS['shared']}/benchmarks/loop.py", *session.posargs, env=ENVIRONMENT)
+
         return
 
     @nox.session(name=f"bench-{member}", default=False, tags=["bench"])

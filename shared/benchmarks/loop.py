@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    steps, rounds = (20, 2) if options.quick else (300, 7)
+    steps, rounds = (20, 2) if options.quick else (100, 5)
     x, y = torch.randn(5120, 784), torch.randint(0, 10, (5120,))
     times: dict[str, list[float]] = {"bare": [], "shared.loop": []}
     with tempfile.TemporaryDirectory() as folder:
