@@ -36,6 +36,7 @@ KINDS = {
 }
 PERMUTED = ("even", "ring", "hash", "perm_only")
 PILE = 2**17  # values that are permuted in one go, in the cache
+STRETCH = 2**20  # values that are dealt in one go
 HAAR_LIMIT = 2048  # a Haar matrix of this side is 32 MiB in double precision
 
 # Streams of randomness, spawned from the seed: a permutation and the signs must not share one.
@@ -246,24 +247,35 @@ def _even(entries: int, needed: int, stream: np.random.PCG64, cut: bool) -> NDAr
 
 
 def _permuted(values: NDArray[np.int32], stream: np.random.PCG64) -> NDArray[np.int32]:
-    """A uniform permutation: every value gets a random key, and they are put in the order of the keys.
+    """A uniform permutation, perhaps in place: every value gets a random key, and the keys are put in order.
 
     In time linear in their number: a first byte of the key deals the values into 256 piles that fit the cache, each of
     which is ordered by 32 bits more. Values of equal keys keep their order: of ResNet-34's 21 million some two hundred
     pairs, too few to matter. A pile is all there is where the values are few enough for one.
     """
-    permuted = np.empty_like(values)
-    if len(values) <= PILE:
-        dealt, ends = np.arange(len(values)), [len(values)]
-    else:
+    permuted, ends = values, [len(values)]
+    if len(values) > PILE:
         first = _words(stream, len(values), np.uint8)
-        dealt = first.argsort(kind="stable")
         ends = np.cumsum(np.bincount(first, minlength=256)).tolist()
+        permuted = _dealt(values, first, [0, *ends[:-1]])
     for begin, end in itertools.pairwise([0, *ends]):
         low, high = _words(stream, 2 * (end - begin), np.uint16).reshape(2, -1)
-        pile = values.take(dealt[begin:end], mode="clip")
-        pile.take(by_halves(low, high), out=permuted[begin:end], mode="clip")
+        permuted[begin:end] = permuted[begin:end].take(by_halves(low, high))
     return permuted
+
+
+def _dealt(values: NDArray[np.int32], piles: NDArray[np.uint8], starts: list[int]) -> NDArray[np.int32]:
+    """`values` in the stable order of their piles, pile p from `starts[p]` on. A stretch at a time: orders are 64-bit
+    integers, and fresh memory for those of all values would cost more than all else."""
+    dealt, free = np.empty_like(values), list(starts)
+    for begin in range(0, len(values), STRETCH):
+        mine = piles[begin : begin + STRETCH]
+        run = values[begin : begin + STRETCH].take(mine.argsort(kind="stable"))
+        ends = np.cumsum(np.bincount(mine, minlength=256)).tolist()
+        for pile, (left, right) in enumerate(itertools.pairwise([0, *ends])):
+            dealt[free[pile] : free[pile] + right - left] = run[left:right]
+            free[pile] += right - left
+    return dealt
 
 
 def _words(stream: np.random.PCG64, count: int, kind: type[np.unsignedinteger]) -> NDArray[Any]:
