@@ -154,3 +154,27 @@ def test_processes_find_each_other_and_the_first_failure_ends_all(tmp_path: Path
     )
     assert start_processes([sys.executable, "-c", code, str(tmp_path)], 2) == 7
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+
+
+def test_recorded_races_are_kept_side_by_side_and_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from shared import cli
+    from shared.claims import races_section
+
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    for name, times in (("one", 1), ("two", 2)):
+        code = (
+            "import sys; from pathlib import Path; from shared.races import record\n"
+            f"record(Path(sys.argv[2]), 'race {name}', ('what', 'ratio'), [('a', '{times}x')], 'cpu')\n"
+        )
+        (folder / f"{name}.py").write_text(code, encoding="utf-8")
+    monkeypatch.setattr(cli, "member_home", lambda package: tmp_path)
+    for name in ("one", "two"):
+        assert cli.bench("toy", cli.BenchConfig(only=name, record=True)) == 0
+    section = "".join(races_section(tmp_path / "results" / "bench.json"))
+    assert "**race one**" in section
+    assert "| a | 2x |" in section
+    assert "thread" in section
+    assert races_section(tmp_path / "nothing.json") == []
+    with pytest.raises(UserError, match="--record and --quick"):
+        cli.BenchConfig(quick=True, record=True)

@@ -726,7 +726,22 @@ def member_section(home: Path) -> str:
             f"{report['seconds'] / 60:.0f} minutes of run time, on {on}; {versions}; "
             f"commit {', '.join(report['commit'])}.\n"
         )
+    parts += races_section(home / "results" / "bench.json")
     return "\n".join(parts) if parts else "No results yet.\n"
+
+
+def races_section(path: Path) -> list[str]:
+    """The tables of `bench --record`, if there are any."""
+    if not path.exists():
+        return []
+    parts = ["### Races\n"]
+    for name, race in json.loads(path.read_text(encoding="utf-8")).items():
+        parts.append(f"**{race['title']}**\n\n{markdown(race['columns'], race['rows'])}\n")
+        hardware = race["hardware"]
+        threads = f"{hardware['threads']} thread{'s' if hardware['threads'] != 1 else ''}"
+        where = hardware.get("gpu") or hardware["cpu"]
+        parts.append(f"Written by `bench --record`, race `{name}`: {where}, {threads}; torch {race['torch']}.\n")
+    return parts
 
 
 def papers_section(root: Path) -> str:

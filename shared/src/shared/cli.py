@@ -21,12 +21,14 @@ import dataclasses
 import importlib.util
 import io
 import itertools
+import json
 import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -37,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.config import RunConfig, RunFailed, Stopped, UserError, check_choice
-from shared.run import is_full
+from shared.run import is_full, write_json
 
 
 @dataclass(frozen=True)
@@ -378,6 +380,12 @@ class BenchConfig:
     """Run this race alone."""
     quick: bool = False
     """Small sizes, seconds instead of minutes: shows that the race runs, its ratios mean nothing."""
+    record: bool = False
+    """Keep the races' tables in results/bench.json, from where `shared.claims docs` puts them into the README."""
+
+    def __post_init__(self) -> None:
+        if self.record and self.quick:
+            raise UserError("--record and --quick", "both", "one of them")
 
 
 def bench(package: str, config: BenchConfig) -> int:
@@ -388,9 +396,17 @@ def bench(package: str, config: BenchConfig) -> int:
         check_choice("--only", config.only, races)
         races = {config.only: races[config.only]}
     codes = []
-    for name, path in races.items():
-        print(f"== {name}", flush=True)
-        codes.append(subprocess.run([sys.executable, str(path), *(["--quick"] if config.quick else [])]).returncode)
+    with tempfile.TemporaryDirectory() as scratch:
+        records = {name: Path(scratch) / f"{name}.json" for name in races}
+        for name, path in races.items():
+            print(f"== {name}", flush=True)
+            flags = ["--quick"] if config.quick else ["--json", str(records[name])] if config.record else []
+            codes.append(subprocess.run([sys.executable, str(path), *flags]).returncode)
+        if config.record:
+            kept = folder.parent / "results" / "bench.json"
+            before = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+            made = {name: json.loads(p.read_text(encoding="utf-8")) for name, p in records.items() if p.exists()}
+            write_json(kept, {**before, **made})
     return max(codes, default=0)
 
 
