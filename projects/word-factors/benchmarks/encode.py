@@ -4,8 +4,8 @@
 
 Both solve the same non-negative lasso on the same dictionary, in this process, in turns; violations of the optimality
 conditions are printed for both. scikit-learn runs as anyone would call it on float32 word vectors, where its stopping
-rule is out of reach of the precision for some words, and on a float64 copy, where it is not. The requirement, five times
-as fast, is held against the faster of the two. FISTA to the same tolerance and a copy of the codes stand beside.
+rule is out of reach of the precision for some words, and on a float64 copy, where it is not. The requirement, five
+times as fast, is held against the faster of the two. FISTA to the same tolerance and a copy of the codes stand beside.
 """
 
 from __future__ import annotations

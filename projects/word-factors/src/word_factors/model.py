@@ -139,8 +139,8 @@ class FactorModel:
 
     def factors_of(self, word: str, n: int | None = None) -> list[tuple[int, float]]:
         """Active factors of a word with their activations, largest first."""
-        row = self.encode([word])
-        order = np.argsort(-np.asarray(row.data), kind="stable")[:n]
+        row: Any = self.encode([word])
+        order = np.argsort(-row.data, kind="stable")[:n]
         return [(int(row.indices[place]), float(row.data[place])) for place in order]
 
     def _check_factor(self, j: int) -> None:

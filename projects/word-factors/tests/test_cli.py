@@ -1,0 +1,324 @@
+"""Every verb once, as a user types it; manuals and refusals without torch; a killed run resumed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shared.metrics import read_metrics
+from word_factors.analysis import google_questions
+from word_factors.cli import app, main
+from word_factors.questions import AnalogyTask
+
+VERBS = (
+    "train", "vectors", "encode", "factors", "word", "groups", "reliability", "classes", "analogy", "explain",
+    "generate", "name", "explore", "evaluate", "reproduce", "bench",
+)  # fmt: skip
+SMALL = ["--factors", "40", "--steps", "40", "--batch-size", "64", "--inference-steps", "20", "--lam", "0.2"]
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Words of three Google sections with a planted offset each, in 24 dimensions, as an npz with counts."""
+    rng = np.random.default_rng(0)
+    task = AnalogyTask.from_file(google_questions()).choose(["family", "gram7-past-tense", "gram8-plural"])
+    found: dict[str, np.ndarray] = {}
+    for section in task.sections:
+        offset = 1.5 * rng.standard_normal(24)
+        for pair in section.pairs:
+            left = found.setdefault(pair.left, rng.standard_normal(24))
+            found.setdefault(pair.answers[0], left + offset + 0.1 * rng.standard_normal(24))
+    path = tmp_path_factory.mktemp("vectors") / "planted.npz"
+    counts = 1e4 / (1.0 + np.arange(len(found)))
+    np.savez(
+        path, vectors=np.stack(list(found.values())).astype(np.float32), words=np.array(list(found)), counts=counts
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(vectors: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs under two seeds."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in ("0", "1"):
+        flags = ["--vectors", str(vectors), *SMALL, "--device", "cpu", "--quiet", "--seed", seed]
+        assert main(["train", *flags, "--out", str(folder / seed)]) == 0
+    return [folder / "0", folder / "1"]
+
+
+def test_all_verbs_are_there() -> None:
+    assert sorted(app.verbs) == sorted(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_manual_of_every_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    assert f"usage: word-factors {verb}" in capsys.readouterr().out
+
+
+def test_manuals_and_refusals_import_neither_torch_nor_gensim() -> None:
+    code = (
+        "import sys; from word_factors.cli import main; import contextlib, io\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):\n"
+        "    codes = [main(['train', '--help']), main(['train', '--update', 'adam']), main(['train', '--lam', '0'])]\n"
+        "print(codes, 'torch' in sys.modules, 'gensim' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[0, 2, 2] False False", result.stderr
+
+
+def test_run_folder_is_whole(runs: list[Path]) -> None:
+    for name in (
+        "config.json", "metrics.jsonl", "summary.json", "model.pt", "codes.npz", "tensorboard", "figures/curves.png",
+        "figures/factors.png",
+    ):  # fmt: skip
+        assert (runs[0] / name).exists(), name
+    energies = [row["energy"] for row in read_metrics(runs[0], "train")]
+    assert energies[-1] < energies[0]
+    summary = json.loads((runs[0] / "summary.json").read_text())
+    assert summary["metrics"]["kkt_gap"] <= 1e-4
+
+
+def test_vectors_are_trained_on_a_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join("the cat sat on the mat and the dog sat too" for _ in range(60)))
+    out = tmp_path / "v.vec"
+    flags = ["--corpus", str(text), "--dim", "8", "--vector-epochs", "2", "--out", str(out)]
+    assert main(["vectors", *flags]) == 0
+    assert "counts from corpus" in capsys.readouterr().out
+    assert main(["vectors", *flags]) == 2
+    assert "--force" in capsys.readouterr().err
+    run = tmp_path / "run"
+    small = ["--factors", "4", "--steps", "3", "--batch-size", "4", "--lam", "0.05", "--device", "cpu", "--quiet"]
+    assert main(["train", *flags[:-2], *small, "--out", str(run)]) == 0
+    assert (run / "vectors.npz").exists()  # found again by the next command, not trained again
+    assert main(["word", str(run), "cat", "--device", "cpu", "--quiet"]) == 0
+
+
+def test_encode_own_and_other_vectors(runs: list[Path], vectors: Path, tmp_path: Path) -> None:
+    from word_factors.model import load_codes
+
+    own, other = tmp_path / "own.npz", tmp_path / "other.npz"
+    assert main(["encode", str(runs[0]), "--out", str(own), "--quiet"]) == 0
+    assert main(["encode", str(runs[0]), "--vectors", str(vectors), "--out", str(other), "--quiet"]) == 0
+    one, two = load_codes(own)[0], load_codes(other)[0]
+    assert (one != two).nnz == 0
+    assert main(["encode", str(runs[0]), "--vectors", str(vectors), "--quiet"]) == 2
+
+
+def test_factors_with_reliability_and_csv(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "factors.csv"
+    flags = ["--others", str(runs[1]), "--sort", "reliability", "--count", "5", "--out", str(out)]
+    assert main(["factors", str(runs[0]), *flags]) == 0
+    assert "5 of 40 factors" in capsys.readouterr().out
+    with open(out, newline="") as file:
+        found = [float(row["reliability"]) for row in csv.DictReader(file)]
+    assert len(found) == 40
+    assert found == sorted(found, reverse=True)
+    assert main(["factors", str(runs[0]), "--sort", "reliability"]) == 2
+
+
+def test_word_shows_what_is_left_over(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["word", str(runs[0]), "king", "queen"]) == 0
+    out = capsys.readouterr().out
+    assert "left over" in out
+    assert (runs[0] / "figures" / "word-king-queen.png").exists()
+    assert main(["word", str(runs[0]), "quean"]) == 2
+    assert "queen" in capsys.readouterr().err
+
+
+def test_groups_then_everything_that_uses_them(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(runs[0])
+    assert main(["groups", run, "--groups", "7"]) == 0
+    assert "7 groups of 40 factors" in capsys.readouterr().out
+    kept = json.loads((runs[0] / "groups.json").read_text())
+    assert len(set(kept["labels"])) >= 7
+    assert main(["groups", run, "--method", "hierarchical", "--groups", "7", "--quiet"]) == 0
+    assert main(["groups", run, "--others", str(runs[1])]) == 0
+    assert "of all 2 runs" in capsys.readouterr().out
+    assert main(["groups", run, "--groups", "41"]) == 2
+    assert "[1, 40]" in capsys.readouterr().err
+
+
+def test_reliability_of_a_run_in_itself_is_one(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reliability", str(runs[0]), str(runs[0])]) == 0
+    assert "│ 0   │ 1 " in capsys.readouterr().out
+    assert main(["reliability", str(runs[0]), str(runs[1]), "--quiet"]) == 0
+    assert (runs[0] / "figures" / "reliability.png").exists()
+    assert main(["reliability", str(runs[0])]) == 2
+
+
+def test_runs_on_other_vectors_are_compared_by_their_words(
+    runs: list[Path], vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "narrow"
+    flags = ["--vectors", str(vectors), "--max-words", "150", *SMALL, "--device", "cpu", "--quiet", "--out", str(run)]
+    assert main(["train", *flags]) == 0
+    assert main(["reliability", str(runs[0]), str(run)]) == 0
+    assert "activations over shared words" in capsys.readouterr().out
+    assert main(["factors", str(runs[0]), "--others", str(run)]) == 2
+    assert "reliability" in capsys.readouterr().err
+
+
+def test_analogy_explain_and_generate(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = str(runs[0]), tmp_path / "a.json"
+    assert main(["analogy", run, "--splits", "2", "--out", str(out)]) == 0
+    table = json.loads(out.read_text())
+    assert {part["section"] for part in table["sections"]} >= {"family", "gram7-past-tense", "gram8-plural"}
+    assert table["micro"]["3CosAdd"] > 0.5
+    assert "dropped" in capsys.readouterr().out
+    assert main(["analogy", run, "--protocol", "insample", "--quiet"]) == 0
+    assert main(["analogy", run, "--protocol", "named", "--named", "family=1+2", "--quiet"]) == 0
+    assert main(["analogy", run, "--protocol", "named", "--named", "family=x", "--quiet"]) == 2
+    assert main(["analogy", run, "--protocol", "named", "--quiet"]) == 2
+    assert main(["explain", run, "king", "queen", "man", "woman"]) == 0
+    assert "in common" in capsys.readouterr().out
+    questions = tmp_path / "q.txt"
+    use = np.bincount(json_codes(runs[0]).indices, minlength=40)
+    chosen = str(int(use.argmax()))
+    code = main(["generate", run, "--factors", chosen, "--alike", "-1", "--high", "0.02", "--out", str(questions)])
+    assert code == 0
+    assert AnalogyTask.from_file(questions).sections[0].name.startswith(f"factor{chosen}")
+
+
+def json_codes(run: Path) -> Any:
+    from word_factors.model import load_codes
+
+    return load_codes(run / "codes.npz")[0]
+
+
+def test_classes(runs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "c.json"
+    assert main(["classes", str(runs[0]), "--baselines", "raw", "rotation", "--out", str(out), "--quiet"]) == 0
+    means = json.loads(out.read_text())["means"]
+    assert set(means) == {"factors", "raw", "rotation"}
+    assert all(0 < value["ap"] <= 1 for value in means.values())
+
+
+def test_names_follow_the_words(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(runs[0])
+    assert main(["name", run, "--factor", "3", "--to", "my factor"]) == 0
+    capsys.readouterr()
+    assert main(["name", run]) == 0
+    assert "my factor" in capsys.readouterr().out
+    assert main(["factors", run, "--count", "0"]) == 0
+    assert "my factor" in capsys.readouterr().out
+    # Another dictionary does not inherit the name.
+    assert main(["name", str(runs[1]), "--names", str(runs[0] / "names.yaml")]) == 2
+    assert "dictionary" in capsys.readouterr().err
+    assert main(["name", run, "--factor", "40", "--to", "x"]) == 2
+    (runs[0] / "names.yaml").unlink()
+
+
+def test_explore_writes_one_page(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    assert main(["explore", str(runs[0]), "--others", str(runs[1]), "--out", str(page)]) == 0
+    assert page.read_text(encoding="utf-8").startswith("<!")
+    assert "queen" in page.read_text(encoding="utf-8")
+    assert main(["explore", str(runs[0]), "--out", str(page)]) == 2
+
+
+def test_evaluate(runs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "e.json"
+    assert main(["evaluate", str(runs[0]), "--curve", "--out", str(out), "--quiet"]) == 0
+    metrics = json.loads(out.read_text())["metrics"]
+    assert metrics["weight at which all codes are zero"] > metrics["weight of the activations"]
+    assert 0 < metrics["energy left over"] < 1
+
+
+def test_a_stopped_run_can_be_looked_at(vectors: Path, tmp_path: Path) -> None:
+    """Without a model file, from its newest checkpoint."""
+    run = tmp_path / "run"
+    flags = ["--vectors", str(vectors), *SMALL, "--device", "cpu", "--quiet", "--out", str(run)]
+    assert main(["train", *flags]) == 0
+    (run / "model.pt").unlink()
+    (run / "codes.npz").unlink()
+    assert main(["word", str(run), "king", "--quiet"]) == 0
+
+
+def test_killed_and_resumed_run_is_the_run_never_killed(vectors: Path, tmp_path: Path) -> None:
+    flags = [
+        "--vectors", vectors, "--factors", "40", "--steps", "250", "--batch-size", "32", "--lam", "0.2", "--device", "cpu",
+        "--quiet", "--checkpoint-every", "20", "--log-every", "1", "--weighting", "sqrt",
+    ]  # fmt: skip
+
+    def start(*arguments: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "word_factors", "train", *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+    whole, killed = start("--out", tmp_path / "whole", *flags), start("--out", tmp_path / "killed", *flags)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 90
+    while (not metrics.exists() or metrics.read_bytes().count(b"\n") < 60) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait(30) == -signal.SIGKILL
+    assert whole.wait(120) == 0
+    resumed = start("--resume", tmp_path / "killed")
+    assert resumed.wait(120) == 0, resumed.communicate()
+
+    def rows(folder: Path) -> list[dict[str, Any]]:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(folder)]
+
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "gogglenews"], "googlenews"),
+        (["train", "--preset", "gpuu"], "gpu"),
+        (["train", "--vectors", "nowhere.txt"], "nowhere.txt"),
+        (["train", "--corpus", "nowhere.txt"], "nowhere.txt"),
+        (["train", "--device", "cuda:9", "--data", "articles"], "--device"),
+        (["train", "--factors", "1"], "--factors"),
+        (["train", "--data", "glove6b"], "glove.6B.300d.txt"),
+        (["train", "--weighting", "corpus", "--vectors", "VECTORS", "--factors", "8", "--steps", "2"], "--weighting"),
+        (["train", "--vectors", "VECTORS", "--factors", "5000", "--steps", "2"], "--factors"),
+        (["train", "--vectors", "VECTORS", "--factors", "8", "--steps", "2", "--lam", "9"], "less than"),
+        (["factors", "nowhere"], "config.json"),
+        (["explain", "nowhere", "a", "b", "c"], "argument"),
+        (["generate", "nowhere"], "--factors"),
+        (["vectors", "--out", "vectors.csv"], ".npz"),
+        (["bench", "--only", "nothing"], "--only"),
+        (["reproduce", "--preset", "cpu", "--data-root", "/nowhere"], "--data-root"),
+    ],
+)
+def test_bad_input_exits_with_2_and_says_what_is_valid(
+    arguments: list[str],
+    message: str,
+    vectors: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PAPERS_DATA", str(tmp_path))
+    assert main([str(vectors) if argument == "VECTORS" else argument for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err + captured.out
+    assert "Traceback" not in captured.err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.slow
+def test_reproduce_smoke_on_embedded_data(tmp_path: Path) -> None:
+    flags = ["--preset", "smoke", "--device", "cpu", "--quiet", "--jobs", "1", "--out", str(tmp_path / "out")]
+    assert main(["reproduce", *flags, "--results", str(tmp_path / "results")]) == 0
+    report = json.loads((tmp_path / "results" / "smoke.json").read_text())
+    assert report["failed"] == []
+    verdicts = {row["id"]: row["verdict"] for row in report["claims"]}
+    assert verdicts.pop("smoke-explains") == "pass"
+    assert set(verdicts.values()) == {"not-run"}
+    assert report["tables"]
