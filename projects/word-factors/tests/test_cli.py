@@ -248,8 +248,8 @@ def test_a_stopped_run_can_be_looked_at(vectors: Path, tmp_path: Path) -> None:
 
 def test_killed_and_resumed_run_is_the_run_never_killed(vectors: Path, tmp_path: Path) -> None:
     flags = [
-        "--vectors", vectors, "--factors", "40", "--steps", "250", "--batch-size", "32", "--lam", "0.2", "--device", "cpu",
-        "--quiet", "--checkpoint-every", "20", "--log-every", "1", "--weighting", "sqrt",
+        "--vectors", vectors, "--factors", "40", "--steps", "250", "--batch-size", "32", "--lam", "0.2", "--device",
+        "cpu", "--quiet", "--checkpoint-every", "20", "--log-every", "1", "--weighting", "sqrt",
     ]  # fmt: skip
 
     def start(*arguments: object) -> subprocess.Popen[str]:
