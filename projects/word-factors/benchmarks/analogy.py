@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from gensim.models import KeyedVectors
 
-from shared.device import describe
-from shared.races import race, ratio
+from shared.races import conditions, race, ratio, record
 from word_factors.analogy import Space, answer, three_cos_add
 from word_factors.analysis import google_questions
 from word_factors.embedding import Embedding
@@ -54,6 +53,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one section; the ratio means little")
+    parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     task = AnalogyTask.from_file(google_questions())
@@ -84,11 +84,15 @@ def main() -> int:
     met = faster >= REQUIRED
     theirs_s, ours_s = (statistics.median(times[name]) / 1000 for name in ("gensim", "ours"))
     print(f"{len(indexed):,} questions, {len(embedding):,} words of {embedding.dim} dimensions, accuracy {ours():.3f}")
-    print(f"torch {torch.__version__}, {describe(torch.device('cpu'))['cpu']}, {options.threads} thread(s)")
+    print(conditions())
     print(
         f"gensim {theirs_s:.2f} s, ours {ours_s:.2f} s: {faster:.0f} times as fast (required {REQUIRED:g}: "
         f"{'met' if met else 'missed'})"
     )
+    columns = ("contestant", "seconds", "times as fast")
+    rows = [("gensim", f"{theirs_s:.2f}", ""), ("ours", f"{ours_s:.3f}", f"{faster:.0f}")]
+    title = f"3CosAdd on {len(indexed):,} questions (required {REQUIRED:g}: {'met' if met else 'missed'})"
+    record(options.json, title, columns, rows, "cpu")
     return int(not met and not options.quick)
 
 

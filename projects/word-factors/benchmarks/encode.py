@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import sparse_encode
 from torch import Tensor
 
-from shared.device import describe
-from shared.races import race, ratio
+from shared.races import conditions, race, ratio, record
 from word_factors.dictionary import OnlineUpdate, unit_columns
 from word_factors.inference import ACTIVE, fista, kkt_gap, solve
 
@@ -80,6 +79,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="small and short; the ratio means little")
+    parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     count, K, repeats = (300, 100, 1) if options.quick else (2000, 500, options.repeats)
@@ -92,7 +92,7 @@ def main() -> int:
     inputs = {name: (x.astype(kind), phi.numpy().astype(kind)) for name, kind in kinds.items()}
     active = float((ours.alpha > ACTIVE).sum(dim=0).float().mean())
     print(f"{count:,} words of {x.shape[1]} dimensions, {K} factors, {active:.1f} active")
-    print(f"torch {torch.__version__}, {describe(torch.device('cpu'))['cpu']}, {options.threads} thread(s)")
+    print(conditions())
     print(f"violation of optimality over lam: ours {float(ours.gap.max() / LAM):.1e}", end="")
     for name, pair in inputs.items():
         print(f", scikit-learn {name} {worst(x, phi, torch.from_numpy(theirs(*pair).T).float()):.1e}", end="")
@@ -114,6 +114,16 @@ def main() -> int:
         print(f"; scikit-learn {name} {seconds[f'scikit-learn {name}']:.2f} s: {faster:.1f} times as fast", end="")
     print(f" (required {REQUIRED:g} against both: {'met' if met else 'missed'})")
     print(f"FISTA with restarts, {steps} steps: {seconds['fista']:.2f} s; a copy {1000 * seconds['copy']:.1f} ms")
+    columns = ("contestant", "seconds", "ours is as many times as fast")
+    body = [("ours", f"{seconds['ours']:.3f}", "")]
+    body += [
+        (f"scikit-learn {name}", f"{seconds[f'scikit-learn {name}']:.3f}", f"{ratios[name]:.1f}") for name in kinds
+    ]
+    body += [
+        (f"FISTA with restarts, {steps} steps", f"{seconds['fista']:.3f}", f"{seconds['fista'] / seconds['ours']:.1f}")
+    ]
+    title = f"Codes of {count:,} words, {K} factors (required {REQUIRED:g} against both: {'met' if met else 'missed'})"
+    record(options.json, title, columns, body, "cpu")
     return int(not met and not options.quick)
 
 

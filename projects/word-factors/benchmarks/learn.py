@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import MiniBatchDictionaryLearning
 from torch import Tensor
 
-from shared.device import describe
+from shared.races import conditions, record
 from word_factors.dictionary import OnlineUpdate, unit_columns
 from word_factors.inference import energy, fista, solve
 
@@ -71,6 +71,7 @@ def main() -> int:
     parser.add_argument("--vectors", type=Path, help="real word vectors in place of planted ones")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="small and short; the ratio means little")
+    parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     count, K, epochs = (1024, 60, 1) if options.quick else (8000, 500, 3)
@@ -81,7 +82,7 @@ def main() -> int:
     whole = len(x) // BATCH * BATCH
     order = np.concatenate([rng.permutation(len(x))[:whole].reshape(-1, BATCH) for _ in range(epochs)])
     print(f"{len(x):,} words of {x.shape[1]} dimensions, {K} factors, batches of {BATCH}")
-    print(f"torch {torch.__version__}, {describe(torch.device('cpu'))['cpu']}, {options.threads} thread(s)")
+    print(conditions())
     slow, phi = list(theirs(x, start, order))[-1]
     goal = mean_energy(X, phi)
     print(f"scikit-learn: energy {goal:.4f} after {len(order)} batches, {slow:.1f} s")
@@ -97,6 +98,13 @@ def main() -> int:
     ratio = slow / fast
     met = ratio >= REQUIRED
     print(f"{ratio:.1f} times as fast (required {REQUIRED:g}: {'met' if met else 'missed'})")
+    columns = ("contestant", "batches", "energy", "seconds", "times as fast", "required")
+    rows = [
+        ("scikit-learn MiniBatchDictionaryLearning", len(order), f"{goal:.4f}", f"{slow:.1f}", "", ""),
+        ("ours, online update", number + 1, f"{reached:.4f}", f"{fast:.1f}", f"{ratio:.1f}", f"{REQUIRED:g}"),
+    ]
+    title = f"A dictionary of {K} factors on {len(x):,} words, to the same energy: {'met' if met else 'missed'}"
+    record(options.json, title, columns, rows, "cpu")
     return int(not met and not options.quick)
 
 

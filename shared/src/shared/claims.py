@@ -657,12 +657,10 @@ def number(value: float | None, percent: bool = False) -> str:
 
 
 def by_preset(claims: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    """Claims of a results file: (measured or asked for under its preset, asked for under others)."""
-    here: list[Mapping[str, Any]] = []
-    elsewhere: list[Mapping[str, Any]] = []
-    for row in claims:
-        (elsewhere if row["measured"] is None and row["threshold"] is None else here).append(row)
-    return here, elsewhere
+    """Claims of a results file: (asked for under its preset, asked for under others). A number that a claim of another
+    preset would have here was asked for by nobody, and would read as a verdict."""
+    rows = list(claims)
+    return [row for row in rows if row["threshold"] is not None], [row for row in rows if row["threshold"] is None]
 
 
 def table_rows(claims: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:
