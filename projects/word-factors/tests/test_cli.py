@@ -183,6 +183,15 @@ def test_analogy_explain_and_generate(runs: list[Path], tmp_path: Path, capsys: 
     assert main(["analogy", run, "--protocol", "named", "--quiet"]) == 2
     assert main(["explain", run, "king", "queen", "man", "woman"]) == 0
     assert "in common" in capsys.readouterr().out
+    assert main(["generate", run, "--factors", "999"]) == 2
+    assert "[0, 39]" in capsys.readouterr().err
+    assert main(["generate", run, "--groups", "999"]) == 2
+    bad = tmp_path / "bad.txt"
+    bad.write_text(": family\nboy girl brother\n")
+    assert main(["analogy", run, "--questions", str(bad)]) == 2
+    assert "2" in capsys.readouterr().err
+    bad.write_text(": none\nqwx qwy qwz qwv\n")
+    assert main(["analogy", run, "--questions", str(bad)]) == 2
     questions = tmp_path / "q.txt"
     use = np.bincount(json_codes(runs[0]).indices, minlength=40)
     chosen = str(int(use.argmax()))
@@ -217,7 +226,11 @@ def test_names_follow_the_words(runs: list[Path], capsys: pytest.CaptureFixture[
     assert main(["name", str(runs[1]), "--names", str(runs[0] / "names.yaml")]) == 2
     assert "dictionary" in capsys.readouterr().err
     assert main(["name", run, "--factor", "40", "--to", "x"]) == 2
-    (runs[0] / "names.yaml").unlink()
+    # In its folder it is passed over with a warning: to look at factors does not take names.
+    (runs[0] / "names.yaml").rename(runs[1] / "names.yaml")
+    with pytest.warns(UserWarning, match="is not used"):
+        assert main(["factors", str(runs[1]), "--quiet"]) == 0
+    (runs[1] / "names.yaml").unlink()
 
 
 def test_explore_writes_one_page(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

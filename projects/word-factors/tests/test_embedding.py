@@ -36,10 +36,12 @@ def test_unknown_word_names_the_nearest_spellings() -> None:
         toy.rows(["king", "zzzzzz"])
 
 
-def test_digest_depends_on_words_their_order_and_the_dimension_alone() -> None:
+def test_digest_depends_on_words_their_order_and_vectors_and_not_on_counts() -> None:
     one, other = embedding(("a", "b"), [2, 1]), embedding(("a", "b"), [9, 8])
     assert one.digest == other.digest
     assert one.digest != embedding(("b", "a"), [2, 1]).digest
+    turned = Embedding(one.words, one.vectors[:, ::-1].copy(), one.counts, "corpus", "another training")
+    assert one.digest != turned.digest
     wider = Embedding(("a", "b"), np.zeros((2, 3), np.float32), np.ones(2), "corpus", "wide")
     assert wider.digest != one.digest
 

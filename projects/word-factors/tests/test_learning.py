@@ -131,6 +131,12 @@ def test_lam_that_leaves_almost_nothing_warns(planted: Planted) -> None:
         Loop(WordFactors(config, Source(embedding)), config, MEMBER, folder=False).run()
 
 
+def test_lam_that_leaves_codes_dense_warns(planted: Planted) -> None:
+    config = replace(BASE, steps=1, lam=1e-5, factors=12)
+    with pytest.warns(UserWarning, match="raise --lam"):
+        Loop(WordFactors(config, Source(planted[0])), config, MEMBER, folder=False).run()
+
+
 def test_warmup_begins_at_a_third(planted: Planted, tmp_path: Path) -> None:
     learn(replace(BASE, steps=30, lam_warmup=20, out=tmp_path / "run"), planted[0], None)
     lams = [row["lam"] for row in read_metrics(tmp_path / "run", "train")]
@@ -188,6 +194,7 @@ def test_two_processes_learn_as_one_with_twice_the_batch(tmp_path: Path) -> None
         ({"weighting": "zipf"}, "--weighting"),
         ({"precision": "bf16"}, "32 bits"),
         ({"accumulate": 2}, "--accumulate"),
+        ({"compile": True}, "--compile"),
         ({"forgetting": 1.5}, "--forgetting"),
         ({"update": "adam"}, "--update"),
         ({"vectors": Path("a"), "corpus": Path("b")}, "--vectors and --corpus"),

@@ -87,8 +87,10 @@ def test_factors_of_a_word_and_top_words_of_a_factor(model: FactorModel) -> None
 def test_dictionary_of_another_embedding_is_refused(model: FactorModel) -> None:
     assert model.embedding is not None
     other = replace(model.embedding, words=("other", *model.embedding.words[1:]))
-    with pytest.raises(UserError, match="another vocabulary"):
-        model.attach(other)
+    rotated = replace(model.embedding, vectors=model.embedding.vectors[:, ::-1].copy())
+    for another in (other, rotated):
+        with pytest.raises(UserError, match="other words or other vectors"):
+            model.attach(another)
     narrower = Embedding(other.words, other.vectors[:, :8], other.counts, "corpus", "narrow")
     with pytest.raises(UserError, match="8 dimensions"):
         model.attach(narrower)

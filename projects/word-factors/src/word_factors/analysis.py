@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from shared.cli import print_table
-from shared.config import UserError
+from shared.config import UserError, check_range
 from shared.run import write_json
 from word_factors import figures
 from word_factors.analogy import Space
@@ -76,6 +76,9 @@ def analogy(config: AnalogyConfig) -> int:
         for report in task.coverage:
             if report.dropped:
                 print(report)
+        folded = int((task.forms != np.arange(len(task.forms))).sum())
+        if folded:
+            print(f"{folded} words differ from a more frequent one in case only, and count as that one.")
         if table.skipped:
             skipped = ", ".join(f"{name} ({pairs} pairs)" for name, pairs in table.skipped)
             print(f"skipped, too few pairs or not named: {skipped}")
@@ -87,7 +90,12 @@ def analogy(config: AnalogyConfig) -> int:
         )
         print(f"figure: {drawn}")
     if config.out is not None:
-        write_json(config.out, {**table.to_json(), "embedding": run.embedding.name, "seed": config.seed})
+        coverage = [
+            {"section": c.section, "questions": c.questions, "kept": c.kept, "missing": [list(m) for m in c.missing]}
+            for c in task.coverage
+        ]
+        about = {"embedding": run.embedding.name, "seed": config.seed, "coverage": coverage}
+        write_json(config.out, {**table.to_json(), **about})
     return 0
 
 
@@ -149,6 +157,8 @@ def generate(config: GenerateConfig) -> int:
     from word_factors.generate import generated_task, score
 
     run = open_run(config.run, config.data_root, config.device, config.quiet)
+    for j in config.factors:
+        check_range("--factors", j, 0, run.model.K - 1)
     out = fresh(config.out or run.folder / "generated.txt", config.force)
     forms = {}
     rows = np.array([forms.setdefault(word.lower(), row) for row, word in enumerate(run.embedding.words)])

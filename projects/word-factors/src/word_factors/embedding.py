@@ -61,9 +61,11 @@ class Embedding:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of vocabulary and dimension: what a dictionary learned on this embedding belongs to."""
-        content = "\n".join((str(self.dim), *self.words))
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        """Hash of words and vectors: what a dictionary learned on this embedding belongs to. Two trainings on one
+        corpus share their words and nothing else."""
+        found = hashlib.sha256("\n".join((str(self.dim), *self.words)).encode("utf-8", "surrogatepass"))
+        found.update(np.ascontiguousarray(self.vectors, np.float32).tobytes())
+        return found.hexdigest()[:16]
 
     @cached_property
     def unit(self) -> NDArray[np.float32]:

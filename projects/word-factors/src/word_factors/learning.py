@@ -242,6 +242,9 @@ class WordFactors(Task):
         if metrics["active"] < 0.5:
             hint = f"lam = {self.dictionary.lam:.4g} leaves {metrics['active']:.2f} active factors a word: lower --lam."
             warnings.warn(hint, stacklevel=2)
+        if metrics["active"] > 0.5 * self.dictionary.phi.shape[1]:
+            hint = f"lam = {self.dictionary.lam:.4g} leaves codes dense, {metrics['active']:.0f} factors: raise --lam."
+            warnings.warn(hint, stacklevel=2)
         return metrics
 
     def model(self) -> FactorModel:

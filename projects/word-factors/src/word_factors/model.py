@@ -66,7 +66,7 @@ class FactorModel:
                 "embedding", f"{embedding.name}, {embedding.dim} dimensions", f"{self.phi.shape[0]} dimensions"
             )
         if embedding.digest != self.vocabulary:
-            hint = "The dictionary was learned on another vocabulary."
+            hint = "The dictionary was learned on other words or other vectors."
             raise UserError("embedding", f"{embedding.name} ({embedding.digest})", f"digest {self.vocabulary}", hint)
         self.embedding = embedding
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,7 @@ from shared.run import saved_config, write_json
 from word_factors.config import TrainConfig
 from word_factors.embedding import Embedding
 from word_factors.model import FactorModel, load_codes, save_codes
-from word_factors.naming import NEVER, all_top_words, match_names, read_names, signatures
+from word_factors.naming import automatic_names, match_names, read_names, signatures
 from word_factors.preprocess import Transform
 from word_factors.reliability import reliability
 from word_factors.sources import open_source
@@ -96,7 +97,9 @@ def open_run(folder: Path, data_root: Path | None = None, device: str = "auto", 
     """
     saved = saved_config(folder, TrainConfig, MEMBER)
     config = override(saved, data_root=data_root or saved.data_root, resume=None, quiet=quiet)
-    embedding = open_source(override(config, weighting="uniform"), folder).embedding
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*says nothing about frequencies.*")  # said when it was trained
+        embedding = open_source(override(config, weighting="uniform"), folder).embedding
     if (folder / MODEL_FILE).exists():
         model = FactorModel.load(folder / MODEL_FILE)
     else:
@@ -138,13 +141,24 @@ def fresh(path: Path, force: bool) -> Path:
 
 
 def factor_names(run: Run) -> list[str]:
-    """[K] the name that a person gave each factor, else its three top words."""
-    found = [", ".join(word for word, _ in top) or NEVER for top in all_top_words(run.codes, run.embedding, 3)]
+    """[K] the name that a person gave each factor, else its three top words and, where there is one, the hand-made
+    class that it finds well (see `naming.automatic_names`)."""
+    from word_factors.analysis import google_questions
+    from word_factors.classes import class_lexicon
+
+    found = automatic_names(run.codes, run.embedding, class_lexicon(google_questions()))
     path = run.folder / NAMES_FILE
-    if path.exists():
-        given = match_names(read_names(path), signatures(run.codes, run.embedding)).names
-        found = [given.get(j, name) for j, name in enumerate(found)]
-    return found
+    if not path.exists():
+        return found
+    try:
+        given = match_names(read_names(path), signatures(run.codes, run.embedding))
+    except UserError as error:  # to look at factors does not take names
+        warnings.warn(f"{path} is not used: {error}", stacklevel=2)
+        return found
+    if given.unmatched:
+        lost = ", ".join(repr(entry.name) for entry in given.unmatched)
+        warnings.warn(f"{path} names factors that this dictionary does not have: {lost}", stacklevel=2)
+    return [given.names.get(j, name) for j, name in enumerate(found)]
 
 
 def reliability_of(run: Run, others: Sequence[Run]) -> NDArray[np.float64] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +73,8 @@ def open_source(config: TrainConfig, run: Path | None = None) -> Source:
     elif config.vectors is not None:
         embedding = read_vectors(config.vectors, limit=config.max_words, counts=config.counts, quiet=config.quiet)
     elif corpus is not None:
+        if kept is not None:
+            warnings.warn(f"{kept} is gone: training its vectors again.", stacklevel=2)
         embedding, trained = trained_vectors(config, corpus, config.quiet), True
         embedding = dataclasses.replace(embedding, name=_label(config))
     else:
