@@ -114,6 +114,10 @@ def test_encode_own_and_other_vectors(runs: list[Path], vectors: Path, tmp_path:
     one, two = load_codes(own)[0], load_codes(other)[0]
     assert (one != two).nnz == 0
     assert main(["encode", str(runs[0]), "--vectors", str(vectors), "--quiet"]) == 2
+    foreign = tmp_path / "foreign.npz"
+    np.savez(foreign, vectors=np.random.default_rng(1).standard_normal((5, 24)), words=np.array(list("abcde")))
+    with pytest.warns(UserWarning, match="another embedding"):
+        assert main(["encode", str(runs[0]), "--vectors", str(foreign), "--out", str(tmp_path / "f.npz")]) == 0
 
 
 def test_factors_with_reliability_and_csv(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,10 +245,20 @@ def test_explore_writes_one_page(runs: list[Path], tmp_path: Path, capsys: pytes
     assert main(["explore", str(runs[0]), "--out", str(page)]) == 2
 
 
+def runs_vectors(run: Path) -> Path:
+    return Path(json.loads((run / "config.json").read_text())["vectors"])
+
+
 def test_evaluate(runs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "e.json"
-    assert main(["evaluate", str(runs[0]), "--curve", "--out", str(out), "--quiet"]) == 0
+    judge = tmp_path / "judge.npz"
+    kept = np.load(runs_vectors(runs[0]))
+    turned = kept["vectors"][:, ::-1] + 0.1 * np.random.default_rng(0).standard_normal(kept["vectors"].shape)
+    np.savez(judge, vectors=turned, words=kept["words"], counts=kept["counts"])
+    flags = ["--curve", "--judge", str(judge), "--out", str(out), "--quiet"]
+    assert main(["evaluate", str(runs[0]), *flags]) == 0
     metrics = json.loads(out.read_text())["metrics"]
+    assert metrics["intruders picked"] > metrics["intruders picked by chance"]
     assert metrics["weight at which all codes are zero"] > metrics["weight of the activations"]
     assert 0 < metrics["energy left over"] < 1
 

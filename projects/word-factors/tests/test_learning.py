@@ -56,7 +56,7 @@ def test_both_updates_find_planted_factors(planted: Planted, changes: dict[str, 
     task, summary = learn(replace(BASE, **changes), embedding)
     assert match(task, phi) > 0.9
     assert summary["metrics"]["relative_residual"] < 0.05
-    torch.testing.assert_close(task.dictionary.phi.norm(dim=0), torch.ones(24), rtol=0, atol=1e-5)
+    torch.testing.assert_close(task.dictionary.phi.norm(dim=0), torch.ones(24), rtol=0, atol=1e-6)
 
 
 def test_every_logged_number_is_there(planted: Planted, tmp_path: Path) -> None:

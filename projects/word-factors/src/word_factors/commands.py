@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -101,6 +102,11 @@ def encode(config: EncodeConfig) -> int:
         other = read_vectors(config.vectors, quiet=config.quiet)
         if other.dim != run.embedding.dim:
             raise UserError("--vectors", f"{other.dim} dimensions", f"{run.embedding.dim}, those of the dictionary")
+        same = [word for word in other.words if word in run.embedding.index]
+        rows, own = other.rows(same), run.embedding.rows(same)
+        if not len(same) or not np.allclose(other.vectors[rows], run.embedding.vectors[own], rtol=1e-2, atol=1e-3):
+            hint = f"{len(same):,} of its {len(other):,} words are in {run.embedding.name}, with other vectors"
+            warnings.warn(f"{config.vectors} is of another embedding than the factors ({hint}).", stacklevel=2)
         model = FactorModel(model.phi, model.lam, model.transform, other.digest, other)
     codes = model.encode(tol=config.tol, device=run.device, quiet=config.quiet)
     save_codes(codes, model.digest, out)
@@ -378,6 +384,12 @@ def evaluate(config: EvaluateConfig) -> int:
         made.append(curve(run, sample[:, :1000], phi))
     if config.coherence:
         measures |= coherence_measures(run, config.corpus, config.quiet)
+    if config.judge is not None:
+        from word_factors.coherence import intrusion
+        from word_factors.vectors import read_vectors
+
+        found = intrusion(run.codes, run.embedding, read_vectors(config.judge, quiet=config.quiet))
+        measures |= {"intruders picked": found.accuracy, "intruders picked by chance": found.chance}
     print_table(f"{run.folder.name} on {run.embedding.name}", ("measure", "value"), measures.items(), config.quiet)
     if config.out is not None:
         write_json(config.out, {"run": run.folder.name, "embedding": run.embedding.name, "metrics": measures})

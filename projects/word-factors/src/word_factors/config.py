@@ -221,6 +221,8 @@ class EvaluateConfig(RunChoice):
     """Also the coherence of top words on another corpus (gensim's articles, or --corpus), beside random words."""
     corpus: Path | None = None
     """Corpus that judges coherence."""
+    judge: Path | None = None
+    """Vectors that the factors were not learned on, which pick the intruder among a factor's top words."""
     curve: bool = False
     """Also draw sparsity and error over the weight of the activations."""
     out: Path | None = None
