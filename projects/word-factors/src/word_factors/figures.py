@@ -207,8 +207,6 @@ def sparsity_curve(path: Path, points: Sequence[tuple[float, float, float]], cho
     lams, active, left = zip(*points, strict=True)
     with figure(path, figsize=(5.6, 3.4)) as (_, axis):
         axis.semilogx(lams, active, "o-", color=COLOURS[0])
-        axis.set_xticks(lams, [f"{lam:.2g}" for lam in lams])
-        axis.minorticks_off()
         axis.set_xlabel("weight of the activations")
         axis.set_ylabel("active factors a word", color=COLOURS[0])
         other = axis.twinx()
@@ -217,4 +215,6 @@ def sparsity_curve(path: Path, points: Sequence[tuple[float, float, float]], cho
         other.set_ylim(0, 1)
         other.grid(False)
         axis.axvline(chosen, color="black", linewidth=0.8, linestyle=":")
+        axis.minorticks_off()
+        axis.set_xticks(lams, [f"{lam:.2g}" for lam in lams])
     return png(path)
