@@ -31,6 +31,7 @@ from typing import Any, ClassVar, Literal
 from shared.config import Preset, RunFailed, Stopped, UserError, check_choice, check_range
 
 Comparison = Literal[">=", "<=", "within", "between"]
+KEPT = "Stopped. Finished cells are kept; the same command goes on."
 COMPARISONS = (">=", "<=", "within", "between")
 
 
@@ -478,17 +479,20 @@ def run_cells(
         disable=True if config.quiet else None,
         desc=study.member,
     )
-    with bar:
-        for cell, outcome, error in _outcomes(study, waiting, config, began):
-            if error is not None:
-                failed.append((cell, error))
-            else:
-                record = {"name": cell.name, "seed": cell.seed, "settings": dict(cell.settings), **outcome}
-                record["commit"] = revision
-                write_json(store / f"{cell.key()}.json", record)
-                done[cell.key()] = record
-            bar.set_postfix_str(cell.name[:40], refresh=False)
-            bar.update()
+    try:
+        with bar:
+            for cell, outcome, error in _outcomes(study, waiting, config, began):
+                if error is not None:
+                    failed.append((cell, error))
+                else:
+                    record = {"name": cell.name, "seed": cell.seed, "settings": dict(cell.settings), **outcome}
+                    record["commit"] = revision
+                    write_json(store / f"{cell.key()}.json", record)
+                    done[cell.key()] = record
+                bar.set_postfix_str(cell.name[:40], refresh=False)
+                bar.update()
+    except KeyboardInterrupt:  # between two cells, where `_outcomes` is not the one to see it
+        raise Stopped(128 + signal.SIGINT, KEPT) from None
     return [(cell, done[cell.key()]) for cell in cells if cell.key() in done], failed
 
 
@@ -522,7 +526,7 @@ def _outcomes(
                 yield cell, {}, f"{type(error).__name__}: {error}"
     except (KeyboardInterrupt, Stopped) as stop:
         code = stop.code if isinstance(stop, Stopped) else 128 + signal.SIGINT
-        raise Stopped(code, "Stopped. Finished cells are kept; the same command goes on.") from None
+        raise Stopped(code, KEPT) from None
     finally:
         _shut(executor, not running and not queue)
 
