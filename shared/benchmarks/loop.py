@@ -2,10 +2,10 @@
 
     python shared/benchmarks/loop.py [--quick]
 
-The two take turns, many short ones and the first of a turn alternating, so that a noisy machine disturbs both alike; the
-ratio is the median over turns of one over the other. The model is a three-layer perceptron of about two million weights
-at batch 256: small, but not so small that Python is all there is. A second race, on one linear layer of ten outputs at
-batch 8, shows what the loop costs in itself, in microseconds a step.
+The two take turns, many short ones and the first of a turn alternating, so that a noisy machine disturbs both alike;
+the ratio is the median over turns of one over the other. The model is a three-layer perceptron of about two million
+weights at batch 256: small, but not so small that Python is all there is. A second race, on one linear layer of ten
+outputs at batch 8, shows what the loop costs in itself, in microseconds a step.
 """
 
 from __future__ import annotations

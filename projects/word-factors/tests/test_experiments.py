@@ -17,7 +17,9 @@ from shared.config import UserError, from_json
 from word_factors.config import EMBEDDERS, TRAIN_PRESETS, TrainConfig
 from word_factors.experiments import (
     BOOSTED,
+    LEARNED,
     SHOWN,
+    SIMPLE,
     WordFactorsStudy,
     chance,
     corpus_cells,
@@ -58,6 +60,10 @@ def factor_values(seed: int) -> dict[str, Any]:
         **{f"insample macro {rule}": 0.7 for rule in ("3CosAdd", "boost", "group-boost")},
         **{f"ap {name}": 0.05 for name in ("raw", "pca", "rotation", "ica", "spine", "sklearn")}, "ap factors": 0.2,
         **{f"auc {name}": 0.8 for name in ("factors", "raw", "pca", "rotation", "ica", "spine", "sklearn")},
+        **{f"bats ap {name}": 0.04 for name in ("raw", "pca", "rotation", "ica", "spine", "sklearn")},
+        "bats ap factors": 0.1, **{f"bats auc {name}": 0.8 for name in ("factors", *SIMPLE, *LEARNED)},
+        "bats class_rows": [[f"B{n}, left", 9, [0.1 + n, *[0.04] * 6], 3] for n in range(12)],
+        "coherence": 0.2, "coherence_shuffled": 0.05, "intruders": 0.7, "intruders_chance": 0.2,
         "class_rows": [["family, left", 20, [0.2, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05], 3]],
         "heldout": {
             "sections": [{"section": s, "pairs": 20, "accuracy": accuracy} for s in sections],
@@ -66,25 +72,25 @@ def factor_values(seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def embedding_values(seed: int, random: bool) -> dict[str, Any]:
+def embedding_values(number: int, seeds: int, random: bool) -> dict[str, Any]:
     """Codes of the same factors in another order, unless random."""
-    truth = np.random.default_rng(7).exponential(size=(60, 10)) * (np.random.default_rng(8).random((60, 10)) < 0.2)
-    if random:
-        truth = np.random.default_rng((seed, 5)).permutation(truth)
-    codes = sparse.csr_array(truth[:, np.random.default_rng(seed).permutation(10)].astype(np.float32))
-    return {
-        "codes": pack_codes(codes), "vocabulary": [f"w{i}" for i in range(60)], "ws353": 0.4, "simlex": 0.2,
-        "three_cos_add": 0.1, "active": 10.0, "left_over": 0.3,
-    }  # fmt: skip
+    dictionaries = []
+    for seed in range(seeds):
+        truth = np.random.default_rng(7).exponential(size=(60, 10)) * (np.random.default_rng(8).random((60, 10)) < 0.2)
+        if random:
+            truth = np.random.default_rng((seed, number, 5)).permutation(truth)
+        order = np.random.default_rng((seed, number)).permutation(10)
+        codes = sparse.csr_array(truth[:, order].astype(np.float32))
+        dictionaries.append({"codes": pack_codes(codes), "active": 10.0 + seed, "left_over": 0.3})
+    words = [f"w{i}" for i in range(60)]
+    return {"vocabulary": words, "ws353": 0.4, "simlex": 0.2, "three_cos_add": 0.1, "dictionaries": dictionaries}
 
 
 def outcomes(seeds: int = 3, random: bool = False) -> Outcomes:
-    finished = []
-    for seed in range(seeds):
-        finished.append((Cell("factors", {}, seed), {"values": factor_values(seed), "seconds": 1.0}))
-        for number, embedder in enumerate(EMBEDDERS):
-            values = embedding_values(10 * seed + number, random)
-            finished.append((Cell(f"wiki44 {embedder}", {}, seed), {"values": values, "seconds": 1.0}))
+    finished = [(Cell("factors", {}, seed), {"values": factor_values(seed), "seconds": 1.0}) for seed in range(seeds)]
+    for number, embedder in enumerate(EMBEDDERS):
+        values = embedding_values(number, seeds, random)
+        finished.append((Cell(f"wiki44 {embedder}", {}, 0), {"values": values, "seconds": 1.0}))
     return Outcomes(finished)
 
 
@@ -99,7 +105,8 @@ def test_every_claim_names_a_quantity_and_has_a_value_on_full_outcomes() -> None
 def test_quantities_are_what_the_numbers_say() -> None:
     quantities = WordFactorsStudy().quantities()
     expected = {"boost-gain": 0.05, "random-gain": 0.0, "boost-over-average": -0.05, "boost-worst": 0.05,
-                "boost-gram5": 0.05, "classes-ratio": 4.0, "classes-ratio-learned": 4.0}  # fmt: skip
+                "boost-gram5": 0.05, "classes-ratio": 4.0, "classes-ratio-learned": 4.0,
+                "classes-ratio-bats": 2.5, "coherence-gain": 0.15, "intruders-gain": 0.5}  # fmt: skip
     for name, value in expected.items():
         assert quantities[name](outcomes()) == pytest.approx([value] * 3), name
 
@@ -124,7 +131,10 @@ def test_embeddings_with_the_same_factors_stand_out_and_unrelated_ones_do_not() 
 def test_tables_and_figures_are_made_from_what_is_there(tmp_path: Path) -> None:
     study = WordFactorsStudy()
     tables = study.tables(outcomes())
-    assert len(tables) == 7
+    assert len(tables) == 9
+    bats = next(rows for title, (_, rows) in tables.items() if "BATS" in title)
+    assert [row[0] for row in bats[:2]] == ["B11, left", "B10, left"]
+    assert len(bats) == 12  # ten and two means
     for columns, rows in tables.values():
         assert rows
         assert all(len(row) == len(columns) for row in rows)

@@ -12,7 +12,9 @@ from sklearn.linear_model import Lasso
 from torch import Tensor
 
 from shared.config import UserError
+from word_factors.descent import solve_words
 from word_factors.inference import (
+    Kernel,
     duality_gap,
     energy,
     fista,
@@ -24,6 +26,7 @@ from word_factors.inference import (
 )
 
 D, K, B, LAM = 12, 30, 40, 0.15
+KERNELS = ("words", "batched")
 
 
 def problem(
@@ -65,24 +68,59 @@ def test_restarts_lead_to_the_same_minimum_in_fewer_steps() -> None:
     assert restarted.steps < plain.steps
 
 
-def test_solve_converges_to_the_lasso_of_scikit_learn() -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_solve_converges_to_the_lasso_of_scikit_learn(kernel: Kernel) -> None:
     X, phi = problem(2, d=20, k=80, b=60)
-    codes = solve(X, phi, LAM, tol=1e-9, candidates=8)  # few candidates: several rounds are needed
+    codes = solve(X, phi, LAM, tol=1e-9, candidates=8, kernel=kernel)  # few candidates: several rounds are needed
     torch.testing.assert_close(codes.alpha, lasso(X, phi, LAM), rtol=0, atol=1e-6)
     assert float(codes.gap.max()) <= 1e-9 * LAM
     assert codes.steps > 1
 
 
-def test_solve_does_not_depend_on_how_vectors_are_batched() -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_solve_does_not_depend_on_how_vectors_are_batched(kernel: Kernel) -> None:
     X, phi = problem(3)
-    whole = solve(X, phi, LAM, tol=1e-10)
-    pieces = solve(X, phi, LAM, tol=1e-10, chunk=7)
+    whole = solve(X, phi, LAM, tol=1e-10, kernel=kernel)
+    pieces = solve(X, phi, LAM, tol=1e-10, chunk=7, kernel=kernel)
     torch.testing.assert_close(whole.alpha, pieces.alpha, rtol=0, atol=1e-9)
 
 
-def test_solve_keeps_its_tolerance_in_single_precision() -> None:
+def test_threads_share_the_words_and_change_nothing() -> None:
+    X, phi = problem(16, b=101)
+    push, gram = (X.T @ phi).numpy(), (phi.T @ phi).numpy()
+    alone, _ = solve_words(push, gram, LAM, 1e-6, 20, threads=1)
+    shared, _ = solve_words(push, gram, LAM, 1e-6, 20, threads=4)
+    np.testing.assert_array_equal(shared, alone)
+    assert alone.any(axis=1).all()
+    none, rounds = solve_words(push[:0], gram, LAM, 1e-6, 20, threads=4)
+    assert none.shape == (0, K)
+    assert rounds == 0
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_factors_that_are_equal_or_nearly_so_do_not_hold_up_the_codes(kernel: Kernel) -> None:
+    """Sweeps crawl along a valley between such factors: linear systems must take over, and survive singular ones."""
+    X, phi = problem(17, d=20, k=40, b=30)
+    near = phi + 1e-3 * torch.randn(phi.shape, generator=torch.Generator().manual_seed(1), dtype=phi.dtype)
+    crowded = torch.cat([phi, phi[:, :10], near / near.norm(dim=0)], dim=1)
+    codes = solve(X, crowded, 0.02, tol=1e-6, kernel=kernel)
+    assert float(codes.gap.max()) <= 1e-6 * 0.02
+    assert float(duality_gap(X, crowded, codes.alpha, 0.02).max()) < 1e-7
+
+
+@pytest.mark.parametrize("form", ["residual", "gram"])
+def test_compiled_steps_are_the_steps(form: str) -> None:
+    X, phi = problem(18)
+    plain = fista(X, phi, LAM, 40, form=form)  # pyright: ignore[reportArgumentType]
+    compiled = fista(X, phi, LAM, 40, form=form, compile=True)  # pyright: ignore[reportArgumentType]
+    torch.testing.assert_close(compiled.alpha, plain.alpha, rtol=0, atol=1e-12)
+    assert compiled.steps == 40
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_solve_keeps_its_tolerance_in_single_precision(kernel: Kernel) -> None:
     X, phi = problem(4, torch.float32, d=100, k=160, b=200)
-    codes = solve(X, phi, LAM)
+    codes = solve(X, phi, LAM, kernel=kernel)
     assert float(codes.gap.max()) <= 1e-4 * LAM
     exact = solve(X.double(), phi.double(), LAM, tol=1e-10)
     torch.testing.assert_close(codes.alpha.double(), exact.alpha, rtol=0, atol=5e-4)

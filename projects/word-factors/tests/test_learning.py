@@ -194,7 +194,6 @@ def test_two_processes_learn_as_one_with_twice_the_batch(tmp_path: Path) -> None
         ({"weighting": "zipf"}, "--weighting"),
         ({"precision": "bf16"}, "32 bits"),
         ({"accumulate": 2}, "--accumulate"),
-        ({"compile": True}, "--compile"),
         ({"forgetting": 1.5}, "--forgetting"),
         ({"update": "adam"}, "--update"),
         ({"vectors": Path("a"), "corpus": Path("b")}, "--vectors and --corpus"),

@@ -8,6 +8,7 @@ from scipy.sparse import csr_array
 
 from shared.config import UserError
 from word_factors.analogy import Rule, Space, answer, batches, three_cos_add
+from word_factors.groups import group_activation
 from word_factors.manipulation import (
     Factors,
     KeyFactors,
@@ -17,7 +18,6 @@ from word_factors.manipulation import (
     direction,
     explain,
     group_direction,
-    in_groups,
     key_factors,
     mask,
     named_factors,
@@ -101,7 +101,7 @@ def test_groups_sum_their_factors() -> None:
     assert factors.labels is not None
     alpha = factors.codes.toarray()
     expected = np.stack([alpha[:, factors.labels == g].sum(1) for g in range(C)], axis=1)
-    assert in_groups(factors.codes, factors.labels).toarray() == pytest.approx(expected, rel=1e-6)
+    assert group_activation(factors.codes, factors.labels).toarray() == pytest.approx(expected, rel=1e-6)
 
 
 def test_key_factors_are_the_planted_ones_and_at_most_five_and_two() -> None:

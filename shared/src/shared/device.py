@@ -12,7 +12,7 @@ import platform
 import random
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -295,8 +295,18 @@ def compiled(module: Module, enabled: bool = True, **options: Any) -> Module:
     """Compile `module` in place, so that its parameter names stay; where compilation fails torch warns and the
     module runs as it is."""
     if enabled:
-        import torch._dynamo as dynamo
-
-        dynamo.config.suppress_errors = True  # pyright: ignore[reportAttributeAccessIssue]
+        _tolerate_failures()
         module.compile(**options)
     return module
+
+
+def compiled_function(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """The same for a function: compiled, or itself where compilation fails."""
+    _tolerate_failures()
+    return torch.compile(function, **options)
+
+
+def _tolerate_failures() -> None:
+    import torch._dynamo as dynamo
+
+    dynamo.config.suppress_errors = True  # pyright: ignore[reportAttributeAccessIssue]

@@ -40,6 +40,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -198,8 +199,11 @@ class Loop:
         if observe is not None:
             totals |= observe()
         for each in optimizers:
-            each.step()
-            each.zero_grad()
+            # Accelerate's wrapper searches the disk for an optional package at every step, ten times what the step of
+            # a small model takes; without a gradient scaler there is nothing else that it would do.
+            inner = each.optimizer if isinstance(each, AcceleratedOptimizer) and each.scaler is None else each
+            inner.step()
+            inner.zero_grad()
         if scheduler is not None:
             scheduler.step()
         return totals

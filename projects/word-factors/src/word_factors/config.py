@@ -138,9 +138,6 @@ class TrainConfig(VectorFlags, RunConfig):
         check_range("--lam-warmup", self.lam_warmup, 0)
         if self.precision in ("bf16", "fp16"):
             raise UserError("--precision", self.precision, ["auto", "fp32"], "Codes need 32 bits to converge.")
-        if self.compile:
-            hint = "A step of inference is two matrix products: there is nothing to gain."
-            raise UserError("--compile", self.compile, "without it", hint)
         if self.accumulate != 1:
             raise UserError("--accumulate", self.accumulate, "1: a batch is encoded word by word, use --batch-size")
 

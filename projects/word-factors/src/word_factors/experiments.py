@@ -1,8 +1,8 @@
 """The experiments behind the claims: which cells a preset runs, what is computed from them. Imports no torch.
 
-Cells `factors` learn a dictionary of one embedding under several seeds; cells `wiki44 ...` train vectors by four
-methods on one corpus and learn a dictionary of each. Dictionaries and codes travel inside the outcomes, so that seeds
-and embeddings can be compared.
+Cells `factors` learn a dictionary of one embedding under several seeds; cells `wiki44 ...`, one a method, train vectors
+on one corpus, which takes longest, and learn a dictionary of them under every seed. Dictionaries and codes travel
+inside the outcomes, so that seeds and embeddings can be compared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from word_factors.reliability import Match, match_factors, match_profiles, rando
 SEEDS = {"smoke": 2, "cpu": 3, "gpu": 5, "paper": 2}
 BOOSTED = {"gram5": "gram5-present-participle", "gram7": "gram7-past-tense", "gram9": "gram9-plural-verbs"}
 SHOWN = ("3CosAdd", "boost", "group-boost", "random", "base+offset", "3CosAvg", "LRCos")
-VECTOR_EPOCHS = {"cbow": 3, "sg": 1, "fasttext": 1, "glove": 7}  # of wiki44: what a few minutes allow each
+VECTOR_EPOCHS = {"cbow": 5, "sg": 5, "fasttext": 5, "glove": 15}  # of wiki44
 SIMPLE = ("raw", "pca", "rotation")
 LEARNED = ("ica", "spine", "sklearn")
 ANALOGY = ("man", "woman", "king", "queen")  # whose change of code is drawn
@@ -53,7 +53,7 @@ def factor_cells(preset: str) -> dict[str, dict[str, Any]]:
 
 
 def corpus_cells(preset: str) -> dict[str, dict[str, Any]]:
-    """Vectors of one corpus by every method, and a dictionary of each."""
+    """Vectors of one corpus by every method, which dictionaries are then learned of."""
     dim = 300 if preset == "gpu" else 100
     return {
         f"wiki44 {embedder}": {
@@ -72,27 +72,25 @@ class WordFactorsStudy(Study):
     libraries: ClassVar[tuple[str, ...]] = ("gensim", "scikit-learn", "scipy")
 
     def cells(self, config: ReproduceConfig) -> list[Cell]:
-        planned = dict(factor_cells(config.preset))
-        if config.preset in ("cpu", "gpu"):
-            planned |= corpus_cells(config.preset)
-        check_data({str(fields["data"]) for fields in planned.values()}, config)
-        seeds = range(config.seeds or SEEDS[config.preset])
-        cells = [Cell(name, fields, seed) for name, fields in planned.items() for seed in seeds]
+        planned = factor_cells(config.preset)
+        vectors = corpus_cells(config.preset) if config.preset in ("cpu", "gpu") else {}
+        check_data({str(fields["data"]) for fields in (*planned.values(), *vectors.values())}, config)
+        seeds = config.seeds or SEEDS[config.preset]
         # Vectors take longest: first, so that no core waits for the last of them.
-        slowest = ("glove", "sg", "fasttext", "cbow")
-        return sorted(cells, key=lambda c: slowest.index(c.name.split()[-1]) if c.name != "factors" else len(slowest))
+        slowest = sorted(vectors, key=lambda name: ("glove", "fasttext", "sg", "cbow").index(name.split()[-1]))
+        cells = [Cell(name, {**vectors[name], "dictionaries": seeds}, 0) for name in slowest]
+        return cells + [Cell(name, fields, seed) for name, fields in planned.items() for seed in range(seeds)]
 
     def run(self, cell: Cell, config: ReproduceConfig) -> dict[str, Any]:
         from word_factors.measures import measure_embedding, measure_factors
 
-        # The vectors of a corpus are trained anew for every seed: their chance is part of what is measured.
+        fields = dict(cell.settings)
+        dictionaries = fields.pop("dictionaries", None)
         flags = {"seed": cell.seed, "vector_seed": cell.seed, "device": config.device, "quiet": True}
-        settings = from_json(
-            TrainConfig, {**cell.settings, **flags, "preset": config.preset, "data_root": config.data_root}
-        )
-        if cell.name == "factors":
+        settings = from_json(TrainConfig, {**fields, **flags, "preset": config.preset, "data_root": config.data_root})
+        if dictionaries is None:
             return measure_factors(settings, thorough=config.preset != "smoke")
-        return measure_embedding(settings)
+        return measure_embedding(settings, dictionaries)
 
     def quantities(self) -> Mapping[str, Callable[[Outcomes], Sequence[float]]]:
         found: dict[str, Callable[[Outcomes], Sequence[float]]] = {
@@ -106,6 +104,9 @@ class WordFactorsStudy(Study):
             "reliability-share": lambda o: [match.share(0.8) for match in matches(o)],
             "classes-ratio": partial(precision_ratio, against=SIMPLE),
             "classes-ratio-learned": partial(precision_ratio, against=LEARNED),
+            "classes-ratio-bats": partial(precision_ratio, against=SIMPLE, prefix="bats "),
+            "coherence-gain": partial(difference, one="coherence", other="coherence_shuffled"),
+            "intruders-gain": partial(difference, one="intruders", other="intruders_chance"),
             "three-cos-add": partial(plain, metric="three_cos_add"),
             "boost-gain": partial(gain, rule="boost", over="3CosAdd"),
             "random-gain": partial(gain, rule="random", over="3CosAdd"),
@@ -126,6 +127,10 @@ class WordFactorsStudy(Study):
             tables["Analogies, held out by pair: accuracy (mean of seeds)"] = analogy_table(outcomes)
             tables["Further rules, and factors fitted on the tested pairs (optimistic)"] = further_rules(outcomes)
             tables["Held-out average precision on hand-made classes (mean of seeds)"] = class_rows(outcomes)
+            if "bats class_rows" in outcomes.raw("factors")[0]:
+                tables["The same on classes of BATS, the ten best and the means"] = class_rows(outcomes, "bats ", 10)
+            if judged := judges_rows(outcomes):
+                tables["Top words of factors before other judges (mean of seeds)"] = judged
             tables["Factors found again in another run"] = reliability_rows(outcomes)
             tables["The most reliable factors of the first seed, and as many drawn at random"] = example_rows(outcomes)
         embedders = [name for name in outcomes.names() if name.startswith("wiki44")]
@@ -194,11 +199,16 @@ def chance(outcomes: Outcomes) -> float:
     return float(random_control(d, K, K).mean())
 
 
-def precision_ratio(outcomes: Outcomes, against: Sequence[str]) -> list[float]:
-    """Mean average precision of the factors over that of the best of some baselines."""
-    own = plain(outcomes, "ap factors")
-    others = [plain(outcomes, f"ap {name}") for name in against]
+def precision_ratio(outcomes: Outcomes, against: Sequence[str], prefix: str = "") -> list[float]:
+    """Mean average precision of the factors over that of the best of some baselines; `prefix` names the classes."""
+    own = plain(outcomes, f"{prefix}ap factors")
+    others = [plain(outcomes, f"{prefix}ap {name}") for name in against]
     return [mine / max(theirs) for mine, theirs in zip(own, zip(*others, strict=True), strict=True)]
+
+
+def difference(outcomes: Outcomes, one: str, other: str) -> list[float]:
+    """One measure of the dictionary less another."""
+    return [a - b for a, b in zip(plain(outcomes, one), plain(outcomes, other), strict=True)]
 
 
 def gain(outcomes: Outcomes, rule: str, over: str) -> list[float]:
@@ -230,24 +240,32 @@ def section_gain(outcomes: Outcomes, section: str) -> list[float]:
     return [each[section] for each in gains]
 
 
+def embedding_seeds(outcomes: Outcomes) -> int:
+    """Dictionaries of every embedding.
+
+    Raises:
+        Missing: an embedding was not trained.
+    """
+    return min(len(outcomes.raw(f"wiki44 {embedder}")[0]["dictionaries"]) for embedder in EMBEDDERS)
+
+
 def profile_match(outcomes: Outcomes, one: str, other: str, seed: int) -> tuple[float, float]:
     """(mean best cosine of activations over shared words, the same with the words of one side shuffled)."""
-    left, right = outcomes.raw(one)[seed], outcomes.raw(other)[seed]
+    left, right = outcomes.raw(one)[0], outcomes.raw(other)[0]
     place = {word: row for row, word in enumerate(right["vocabulary"])}
     pairs = [(row, place[word]) for row, word in enumerate(left["vocabulary"]) if word in place]
     mine, theirs = (list(rows) for rows in zip(*pairs, strict=True))
-    codes = unpack_codes(left["codes"])[mine], unpack_codes(right["codes"])[theirs]
+    codes = [
+        unpack_codes(vectors["dictionaries"][seed]["codes"])[rows] for vectors, rows in ((left, mine), (right, theirs))
+    ]
     return match_profiles(*codes).mean, float(shuffled_control(*codes, draws=1).mean())
 
 
 def embeddings_ratio(outcomes: Outcomes) -> list[float]:
     """Mean over all pairs of embeddings of (match / shuffled match)."""
     names = [f"wiki44 {embedder}" for embedder in EMBEDDERS]
-    seeds = len(outcomes.raw(names[0]))
-    for name in names:
-        outcomes.raw(name)
     ratios = []
-    for seed in range(seeds):
+    for seed in range(embedding_seeds(outcomes)):
         found = [profile_match(outcomes, one, other, seed) for one, other in combinations(names, 2)]
         ratios.append(math.fsum(match / control for match, control in found) / len(found))
     return ratios
@@ -293,14 +311,14 @@ def further_rules(outcomes: Outcomes) -> Table:
     return ("rule", "by question", "by section"), rows
 
 
-def class_rows(outcomes: Outcomes) -> Table:
-    """A row a class, a column a method; means and AUC at the end."""
+def class_rows(outcomes: Outcomes, prefix: str = "", best: int | None = None) -> Table:
+    """A row a class (the `best` ones by factors), a column a method; means over all classes and AUC at the end."""
     runs = outcomes.raw("factors")
-    methods = [name for name in ("factors", *SIMPLE, *LEARNED) if f"ap {name}" in runs[0]]
+    methods = [name for name in ("factors", *SIMPLE, *LEARNED) if f"{prefix}ap {name}" in runs[0]]
     by_class: dict[str, list[list[float]]] = {}
     words: dict[str, int] = {}
     for values in runs:
-        for name, count, precision, _ in values.get("class_rows", ()):
+        for name, count, precision, _ in values.get(f"{prefix}class_rows", ()):
             by_class.setdefault(name, []).append(precision)
             words[name] = count
     rows: list[list[Any]] = [
@@ -308,9 +326,24 @@ def class_rows(outcomes: Outcomes) -> Table:
         for name, found in by_class.items()
     ]
     rows.sort(key=lambda row: -row[2])
-    for label, key in (("mean", "ap"), ("mean AUC (zeros tie: tells little)", "auc")):
-        rows.append([label, "", *(mean(outcomes.values("factors", f"{key} {name}")) for name in methods)])
+    means = f"mean of {len(rows)}"
+    rows = rows[:best]
+    for label, key in ((means, "ap"), ("mean AUC (zeros tie: tells little)", "auc")):
+        rows.append([label, "", *(mean(outcomes.values("factors", f"{prefix}{key} {name}")) for name in methods)])
     return ("class", "words", *methods), rows
+
+
+def judges_rows(outcomes: Outcomes) -> Table | None:
+    """Coherence on another corpus and intruders picked by another embedding, beside chance; None if none judged."""
+    names = {
+        "coherence (c_npmi) on wiki44": ("coherence", "coherence_shuffled"),
+        "intruders picked by GloVe of Twitter": ("intruders", "intruders_chance"),
+    }
+    rows = []
+    for label, metrics in names.items():
+        if all(metric in values for values in outcomes.raw("factors") for metric in metrics):
+            rows.append([label, *(mean(outcomes.values("factors", metric)) for metric in metrics)])
+    return (("judge", "factors", "chance"), rows) if rows else None
 
 
 def reliability_rows(outcomes: Outcomes) -> Table:
@@ -351,11 +384,12 @@ def example_rows(outcomes: Outcomes, count: int = 10) -> Table:
 def embedding_rows(outcomes: Outcomes, names: Sequence[str]) -> Table:
     """How good the vectors are, and what their factors explain. A broken trainer shows here."""
     columns = ("vectors", "WS-353", "SimLex-999", "3CosAdd", "active factors", "left over", "epochs of vectors")
-    metrics = ("ws353", "simlex", "three_cos_add", "active", "left_over")
-    rows = [
-        [name, *(mean(outcomes.values(name, metric)) for metric in metrics), VECTOR_EPOCHS[name.split()[-1]]]
-        for name in names
-    ]
+    rows = []
+    for name in names:
+        vectors = outcomes.raw(name)[0]
+        good = [vectors[metric] for metric in ("ws353", "simlex", "three_cos_add")]
+        learned = [mean([each[metric] for each in vectors["dictionaries"]]) for metric in ("active", "left_over")]
+        rows.append([name, *good, *learned, VECTOR_EPOCHS[name.split()[-1]]])
     return columns, rows
 
 
@@ -363,8 +397,8 @@ def across_rows(outcomes: Outcomes, names: Sequence[str]) -> Table:
     """Every pair of embeddings: match, shuffled match, their ratio."""
     rows = []
     for one, other in combinations(names, 2):
-        seeds = range(min(len(outcomes.raw(one)), len(outcomes.raw(other))))
-        found = [profile_match(outcomes, one, other, seed) for seed in seeds]
+        seeds = min(len(outcomes.raw(name)[0]["dictionaries"]) for name in (one, other))
+        found = [profile_match(outcomes, one, other, seed) for seed in range(seeds)]
         match, control = (mean(list(column)) for column in zip(*found, strict=True))
         rows.append([f"{one.split()[-1]} in {other.split()[-1]}", match, control, match / control])
     return ("compared", "match", "shuffled words", "ratio"), rows

@@ -3,19 +3,22 @@
     E(x, alpha) = 1/2 |x - Phi alpha|^2 + lam sum_j alpha_j,    alpha >= 0
 
 Three ways to the same minimum: `fista`, the paper's; `ista`, the same without momentum; `solve`, which works on each
-word's few candidate factors, to a certified tolerance. Dimensions: d coordinates,
-K factors, B vectors side by side as columns.
+word's few candidate factors, to a certified tolerance. Dimensions: d coordinates, K factors, B vectors side by side as
+columns.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from shared.config import UserError, check_range
+from shared.device import compiled_function
 
 ACTIVE = 1e-6
 """Activations above this count as active."""
@@ -23,6 +26,7 @@ ACTIVE = 1e-6
 COUPLINGS = 1 << 22  # inner products of candidates that `solve` holds at a time: 16 MiB
 
 Form = Literal["auto", "residual", "gram"]
+Kernel = Literal["auto", "words", "batched"]
 
 
 class Codes(NamedTuple):
@@ -103,6 +107,7 @@ def fista(
     form: Form = "auto",
     momentum: bool = True,
     check_every: int = 10,
+    compile: bool = False,
 ) -> Codes:
     """Non-negative FISTA: proximal gradient steps of size 1 / lambda_max(Phi Phi^T) with Nesterov's momentum.
 
@@ -116,6 +121,8 @@ def fista(
             takes the cheaper one.
         momentum: False for ISTA.
         check_every: steps between tests of `tol`.
+        compile: fuse what surrounds the products of a step by `torch.compile`; for a fixed number of steps with
+            momentum and without restarts, other calls run as they are.
 
     Raises:
         UserError: shapes that do not fit, a negative lam.
@@ -131,7 +138,9 @@ def fista(
     y, new = a.clone(), torch.empty_like(a)
     t: float | Tensor = torch.ones(X.shape[1], dtype=X.dtype, device=X.device) if restart else 1.0
     steps = 0
-    for _ in range(n_steps):
+    if compile and momentum and not restart and tol is None:
+        a, steps = _fused_steps(push, mix, a, eta, lam, n_steps, gram_form), n_steps
+    while steps < n_steps:
         if gram_form:
             torch.addmm(push, mix, y, out=new)
         else:
@@ -159,6 +168,40 @@ def fista(
     return Codes(a, residual, kkt_gap(a, phi.T @ residual, lam), steps)
 
 
+def _fused_steps(
+    push: Tensor, mix: Tensor, start: Tensor, eta: float, lam: float, n_steps: int, gram_form: bool
+) -> Tensor:
+    """[K, B] activations after `n_steps` of `fista` from `start`, by a compiled step."""
+    step = _compiled_step(gram_form)
+    a, y, t = start, start, 1.0
+    # Numbers travel as tensors: a step that saw another number would be compiled anew.
+    scales = torch.tensor([eta, eta * lam], dtype=start.dtype, device=start.device)
+    weights = []
+    for _ in range(n_steps):
+        following = (1 + math.sqrt(1 + 4 * t * t)) / 2
+        weights.append(1 + (t - 1) / following)
+        t = following
+    for weight in torch.tensor(weights, dtype=start.dtype, device=start.device):
+        a, y = step(push, mix, a, y, weight, scales)
+    return a
+
+
+@functools.cache
+def _compiled_step(gram_form: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+    """One step (push, mix, a, y, weight, scales) -> (a, y), compiled."""
+
+    def gram(push: Tensor, mix: Tensor, a: Tensor, y: Tensor, weight: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+        new = torch.addmm(push, mix, y).clamp(min=0)
+        return new, torch.lerp(a, new, weight)
+
+    def residual(X: Tensor, phi: Tensor, a: Tensor, y: Tensor, weight: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+        correlation = phi.T @ torch.addmm(X, phi, y, alpha=-1)
+        new = (y + scales[0] * correlation - scales[1]).clamp(min=0)
+        return new, torch.lerp(a, new, weight)
+
+    return compiled_function(gram if gram_form else residual)
+
+
 def ista(X: Tensor, phi: Tensor, lam: float, n_steps: int, tol: float | None = None, **options: object) -> Codes:
     """`fista` without momentum, for comparison."""
     return fista(X, phi, lam, n_steps, tol, momentum=False, **options)  # pyright: ignore[reportArgumentType]
@@ -173,34 +216,50 @@ def solve(
     candidates: int = 16,
     max_rounds: int = 20,
     chunk: int = 2048,
+    kernel: Kernel = "auto",
 ) -> Codes:
     """Codes to a certified tolerance, by working sets.
 
-    A code has a dozen active factors among hundreds. Each vector gets `candidates` of its own: active factors first,
-    then those with the largest correlation. The small problems, gathered from Phi^T Phi, are solved side by side: a few
-    sweeps of coordinate descent find which factors are active, linear systems then give their activations. The
-    optimality conditions are checked on all K factors, and vectors that violate them go round again. The minimum is
-    that of `fista`, reached several times faster; `Codes.steps` counts the rounds.
+    A code has a dozen active factors among hundreds. Each vector gets a few of its own: active factors and those with
+    the largest correlation. The small problems, taken from Phi^T Phi, are solved by sweeps of coordinate descent, which
+    find the active factors, and by linear systems, which give their activations. The optimality conditions are checked
+    on all K factors, and vectors that violate them go round again. The minimum is that of `fista`, reached many times
+    faster; `Codes.steps` counts the rounds.
 
     Args:
         X: [d, B]. phi: [d, K] with unit columns. lam: weight of the activations, positive.
         tol: largest `kkt_gap` over lam. max_rounds: rounds at most. chunk: vectors at a time, which bounds memory.
+        candidates: of a vector at first, in the batched kernel.
+        kernel: `words` goes through the vectors one by one, compiled by numba (`descent`); `batched` solves all side
+            by side with torch, on any device; `auto` takes the first on the CPU.
 
     Raises:
         UserError: shapes that do not fit, lam not positive.
     """
     check_shapes(X, phi, lam)
     check_range("--lam", lam, 0, open_low=True)
+    by_words = kernel == "words" or (kernel == "auto" and X.device.type == "cpu")
     gram = phi.T @ phi  # [K, K]
     parts: list[Tensor] = []
     rounds = 0
     for piece in X.split(chunk, dim=1):
-        alpha, used = _solve_piece(piece.T @ phi, gram, lam, tol, candidates, max_rounds)
+        if by_words:
+            alpha, used = _solve_words(piece.T @ phi, gram, lam, tol, max_rounds)
+        else:
+            alpha, used = _solve_piece(piece.T @ phi, gram, lam, tol, candidates, max_rounds)
         parts.append(alpha)
         rounds = max(rounds, used)
     alpha = torch.cat(parts).T.contiguous() if parts else X.new_zeros(phi.shape[1], 0)
     residual = X - phi @ alpha
     return Codes(alpha, residual, kkt_gap(alpha, phi.T @ residual, lam), rounds)
+
+
+def _solve_words(push: Tensor, gram: Tensor, lam: float, tol: float, max_rounds: int) -> tuple[Tensor, int]:
+    """alpha [B, K] from push [B, K] = X^T Phi, and the rounds it took; on the CPU."""
+    from word_factors.descent import solve_words  # late: numba takes half a second to import
+
+    alpha, rounds = solve_words(push.numpy(), gram.numpy(), lam, tol, max_rounds, torch.get_num_threads())
+    return torch.from_numpy(alpha), rounds
 
 
 def _solve_piece(

@@ -144,7 +144,7 @@ class WordFactors(Task):
         self._retarget()
         X, weight = batch[0].T, batch[1]  # [d, B], [B]
         lam = self._lam_now()
-        codes = fista(X, phi, lam, config.inference_steps)
+        codes = fista(X, phi, lam, config.inference_steps, compile=config.compile)
         self.averages.update(X, codes, self._mean)
         h = self.averages.mean_square()
         progress = self.loop.step / max(1, self.loop.total - 1)

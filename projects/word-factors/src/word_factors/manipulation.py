@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.config import UserError
+from word_factors.groups import group_activation
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -72,7 +73,7 @@ class Factors:
         if self.labels is not None:
             if len(self.labels) != coded:
                 raise UserError("groups", f"{len(self.labels)} labels", f"one for each of {coded} factors")
-            self.group_codes = in_groups(self.codes, self.labels)
+            self.group_codes = group_activation(self.codes, self.labels)
 
     def __len__(self) -> int:
         """K."""
@@ -84,15 +85,6 @@ class Factors:
         if self.words != words or self.phi.shape[0] != dim:
             ours = f"{self.words:,} words, {self.phi.shape[0]} coordinates"
             raise UserError("dictionary", ours, f"one of this embedding: {words:,} words, {dim} coordinates")
-
-
-def in_groups(codes: csr_array, labels: NDArray[np.integer]) -> csr_array:
-    """[V, c] sums of alpha over the factors of each group."""
-    from scipy.sparse import csr_array
-
-    size = len(labels)
-    member = csr_array((np.ones(size, np.float32), (np.arange(size), labels)), shape=(size, int(np.max(labels)) + 1))
-    return csr_array(codes @ member)
 
 
 # -- reading an analogy ------------------------------------------------------------------------------------------------
@@ -130,7 +122,7 @@ def explain(
         return tuple((int(j), float(values[j])) for j in order if values[j] != 0)
 
     deltas = differences(codes, np.array([[a, b], [c, d]]))  # [2, K]
-    grouped = None if labels is None else differences(in_groups(codes, labels), np.array([[a, b], [c, d]]))
+    grouped = None if labels is None else differences(group_activation(codes, labels), np.array([[a, b], [c, d]]))
     ab, cd = (Contrast(largest(deltas[i]), () if grouped is None else largest(grouped[i])) for i in range(2))
     smaller = np.where(deltas[0] * deltas[1] > 0, np.sign(deltas[0]) * np.abs(deltas).min(0), 0)
     return Explanation(ab, cd, largest(smaller))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -10,13 +12,17 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
+from shared.config import UserError
+from shared.data import data_root
 from shared.loop import Loop
 from word_factors.analogy import Space, answer, three_cos_add
 from word_factors.analysis import google_questions
-from word_factors.baselines import BASELINES, baseline_scores
+from word_factors.baselines import BASELINES, Baseline, baseline_scores
 from word_factors.classes import class_lexicon, class_table, index_classes
+from word_factors.coherence import coherence, intrusion
 from word_factors.commands import fair_rows, sparsity_points
 from word_factors.config import TrainConfig
+from word_factors.corpus import open_corpus
 from word_factors.embedding import Embedding
 from word_factors.experiments import ANALOGY
 from word_factors.groups import coactivation, factor_groups
@@ -29,6 +35,8 @@ from word_factors.packing import pack, pack_codes
 from word_factors.protocols import evaluate
 from word_factors.questions import AnalogyTask
 from word_factors.runs import MEMBER
+from word_factors.sources import Source, open_source
+from word_factors.vectors import open_embedding
 from word_factors.weighting import root_frequency
 
 READ: dict[str, frozenset[str]] = {
@@ -45,14 +53,20 @@ READ: dict[str, frozenset[str]] = {
 }  # fmt: skip
 """Words of which one of a word's two strongest factors should have three in its top ten. Used to judge, never to
 learn or choose."""
-RULES = ("3CosMul", "only-b", "only-c", "code", "boost", "boost-sources", "group-boost", "mask", "set")
+RULES = ("3CosMul", "PairDirection", "only-b", "only-c", "code", "boost", "boost-sources", "group-boost", "mask", "set")
 POLYSEMOUS = ("queen", "Apple", "best", "bank", "May", "right")
 SHARED_WORDS = 8000  # the most frequent ones, on which embeddings are compared
 
 
-def learned(config: TrainConfig) -> tuple[FactorModel, sparse.csr_array, dict[str, Any]]:
-    """Train a dictionary without a run folder: (model, codes of the vocabulary, the loop's summary)."""
-    task = WordFactors(config)
+BATS = ("word_benchmarks/BATS_3.0", "BATS_3.0")  # under the data root
+JUDGE = "glove-twitter"  # the other embedding, which looks for intruders
+SENTENCES = 40_000  # of the other corpus, about two million tokens: coherence looks at every window of ten
+
+
+def learned(config: TrainConfig, source: Source | None = None) -> tuple[FactorModel, sparse.csr_array, dict[str, Any]]:
+    """Train a dictionary without a run folder, on `source` if given: (model, codes of the vocabulary, the loop's
+    summary)."""
+    task = WordFactors(config, source)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*says nothing about frequencies.*")
         summary = Loop(task, config, MEMBER, folder=False).run()
@@ -79,7 +93,7 @@ def measure_factors(config: TrainConfig, thorough: bool = True) -> dict[str, Any
 
     Args:
         config: the run.
-        thorough: also classes against all baselines (minutes).
+        thorough: also classes against all baselines, classes of BATS, and the judges of top words (minutes).
     """
     model, codes, summary = learned(config)
     embedding = model.embedding
@@ -106,6 +120,8 @@ def measure_factors(config: TrainConfig, thorough: bool = True) -> dict[str, Any
         "use": (np.bincount(codes.indices, minlength=model.K) / len(embedding)).tolist(),
     }
     values |= class_precision(model, codes, config, BASELINES if thorough else ("raw", "pca", "rotation"))
+    if thorough:
+        values |= judged_elsewhere(tops, codes, embedding, config)
     if config.seed == 0:
         sample = torch.from_numpy(model.vectors()[fair_rows(len(embedding), 1000)]).T
         values["similarity"] = pack(coactivation(codes, p).astype(np.float16))
@@ -157,25 +173,58 @@ def analogies(model: FactorModel, codes: sparse.csr_array, labels: NDArray[np.in
 
 
 def class_precision(
-    model: FactorModel, codes: sparse.csr_array, config: TrainConfig, baselines: tuple[str, ...]
+    model: FactorModel, codes: sparse.csr_array, config: TrainConfig, baselines: tuple[Baseline, ...]
 ) -> dict[str, Any]:
-    """Held-out average precision of factors and baselines on the classes of the Google sections."""
+    """Held-out average precision of factors and baselines on the classes of the Google sections, and where all
+    baselines are asked for and BATS is at hand on those of its relations, under names that begin with `bats`."""
     embedding = model.embedding
     assert embedding is not None
-    classes = index_classes(class_lexicon(google_questions()), embedding)
-    if not classes.names:
-        return {}
     x = model.vectors()
     methods: dict[str, Any] = {"factors": codes}
     for name in baselines:
-        methods[name] = baseline_scores(name, x, model.K, model.lam, seed=config.seed)  # pyright: ignore
-    table = class_table(methods, classes, seed=config.seed)
-    return {
-        "classes": len(classes.names),
-        **{f"ap {name}": table.mean_ap(name) for name in methods},
-        **{f"auc {name}": table.mean_auc(name) for name in methods},
-        "class_rows": [[name, words, list(precision), best] for name, words, precision, best in table.rows()],
-    }
+        methods[name] = baseline_scores(name, x, model.K, model.lam, seed=config.seed)
+    found: dict[str, Any] = {}
+    lexica = {"": class_lexicon(google_questions())}
+    folder = next((path for name in BATS if (path := data_root(config.data_root) / name).is_dir()), None)
+    if folder is not None and len(baselines) == len(BASELINES):
+        lexica["bats "] = class_lexicon(bats=folder)
+    for prefix, lexicon in lexica.items():
+        classes = index_classes(lexicon, embedding)
+        if not classes.names:
+            continue
+        table = class_table(methods, classes, seed=config.seed)
+        found |= {f"{prefix}ap {name}": table.mean_ap(name) for name in methods}
+        found |= {f"{prefix}auc {name}": table.mean_auc(name) for name in methods}
+        found[f"{prefix}class_rows"] = [[name, words, list(ap), best] for name, words, ap, best in table.rows()]
+        found[f"{prefix}classes"] = len(classes.names)
+    return found
+
+
+def judged_elsewhere(
+    tops: list[list[str]], codes: sparse.csr_array, embedding: Embedding, config: TrainConfig
+) -> dict[str, float]:
+    """What another corpus and another embedding say of the factors' top words; those that are not at hand say nothing.
+
+    coherence, coherence_shuffled: mean c_npmi on the start of wiki44, and of the same words dealt out at random.
+    intruders, intruders_chance: share of intruders that the other embedding picks, and what guessing gives.
+    """
+    found: dict[str, float] = {}
+    root = data_root(config.data_root)
+    try:
+        corpus = open_corpus("wiki44", root)
+    except UserError:
+        pass
+    else:
+        heard = coherence(tops, islice(corpus, SENTENCES), seed=config.seed)
+        found |= {"coherence": heard.mean, "coherence_shuffled": heard.control_mean}
+    try:
+        judge = open_embedding(JUDGE, root, quiet=True)
+    except UserError:
+        pass
+    else:
+        picked = intrusion(codes, embedding, judge, seed=config.seed)
+        found |= {"intruders": picked.accuracy, "intruders_chance": picked.chance}
+    return found
 
 
 def looked_at(model: FactorModel, codes: sparse.csr_array) -> dict[str, Any]:
@@ -195,14 +244,20 @@ def looked_at(model: FactorModel, codes: sparse.csr_array) -> dict[str, Any]:
     return found
 
 
-def measure_embedding(config: TrainConfig) -> dict[str, Any]:
-    """Factors of vectors trained on a corpus, and how good those vectors are: word similarity and 3CosAdd."""
+def measure_embedding(config: TrainConfig, dictionaries: int) -> dict[str, Any]:
+    """Vectors trained once on a corpus, how good they are (word similarity, 3CosAdd), and dictionaries of them.
+
+    Args:
+        config: the run; its seed is the vectors'.
+        dictionaries: how many are learned, under seeds 0, 1, ...
+
+    Returns: JSON values; `dictionaries` is a list of one mapping a dictionary.
+    """
     from gensim.models import KeyedVectors
     from gensim.test.utils import datapath
 
-    model, codes, summary = learned(config)
-    embedding = model.embedding
-    assert embedding is not None
+    source = open_source(config, None)
+    embedding = source.embedding
     keyed = KeyedVectors(embedding.dim)
     keyed.add_vectors(list(embedding.words), embedding.vectors)
     similarity = {}
@@ -212,16 +267,22 @@ def measure_embedding(config: TrainConfig) -> dict[str, Any]:
     task = AnalogyTask.from_file(google_questions()).in_vocabulary(embedding)
     space = Space(embedding.vectors, task.forms)
     right = sum(int(s.right(answer(space, three_cos_add, s.abc()), task.forms).sum()) for s in task.sections)
-    first = codes[: min(SHARED_WORDS, len(embedding))]
+    found = []
+    for seed in range(dictionaries):
+        model, codes, summary = learned(replace(config, seed=seed), source)
+        first = codes[: min(SHARED_WORDS, len(embedding))]
+        found.append({
+            **sparsity(model, codes),
+            "train_seconds": summary["seconds"],
+            "codes": pack_codes(first),
+            "top_words": [[word for word, _ in top] for top in all_top_words(codes, embedding, 8)],
+        })  # fmt: skip
     return {
-        **sparsity(model, codes),
         **similarity,
         "data": embedding.name,
         "words": len(embedding),
         "questions": len(task),
         "three_cos_add": right / len(task),
-        "train_seconds": summary["seconds"],
-        "codes": pack_codes(first),
-        "vocabulary": list(embedding.words[: len(first.indptr) - 1]),
-        "top_words": [[word for word, _ in top] for top in all_top_words(codes, embedding, 8)],
+        "vocabulary": list(embedding.words[: min(SHARED_WORDS, len(embedding))]),
+        "dictionaries": found,
     }

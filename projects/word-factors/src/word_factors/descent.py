@@ -1,0 +1,192 @@
+"""Exact codes on the CPU: coordinate descent on the few factors that a word needs, compiled by numba.
+
+min over alpha >= 0 of 1/2 alpha' G alpha - alpha'(c - lam), with G = Phi' Phi and c = Phi' x. A word has a dozen active
+factors among hundreds: factors that push to become active join its working set, the small problem is solved there by
+sweeps and, where sweeps are slow because factors resemble one another, by linear systems on the active ones; then all K
+factors are looked at again. Words are independent, so threads share them.
+
+Dimensions: B words, K factors, s factors of a working set.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+SWEEPS = 60  # of coordinate descent, before linear systems are tried
+SYSTEMS = 200  # linear systems a visit to a working set, at most
+
+
+def solve_words(
+    push: NDArray[np.floating], gram: NDArray[np.floating], lam: float, tol: float, rounds: int, threads: int
+) -> tuple[NDArray[np.floating], int]:
+    """Codes of many words.
+
+    Args:
+        push: [B, K] Phi' x of every word. gram: [K, K] Phi' Phi, of the same type.
+        lam: weight of the activations, positive. tol: largest violation of optimality, over lam.
+        rounds: visits to the working set, at most. threads: that share the words.
+
+    Returns: alpha [B, K]; the most rounds that a word took.
+    """
+    alpha = np.zeros_like(push)
+    if not len(push):
+        return alpha, 0
+    cuts = np.linspace(0, len(push), min(threads, len(push)) + 1).astype(int)
+    parts = list(itertools.pairwise(cuts.tolist()))
+
+    def share(part: tuple[int, int]) -> int:
+        low, high = part
+        return int(_solve_rows(push[low:high], gram, lam, tol * lam, rounds, alpha[low:high]))
+
+    if len(parts) == 1:
+        return alpha, share(parts[0])
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return alpha, max(pool.map(share, parts))
+
+
+@numba.njit(cache=True, nogil=True)
+def _solve_rows(push, gram, lam, goal, rounds, alpha):  # pyright: ignore
+    """Fill alpha [B, K]; returns the most rounds of any row. goal: largest violation of optimality."""
+    K = push.shape[1]
+    slack = np.empty(K, push.dtype)  # phi_j . r - lam
+    chosen = np.empty(K, np.int64)  # the working set, its first s entries
+    inside = np.zeros(K, np.bool_)
+    most = 0
+    for row in range(push.shape[0]):
+        size, used = 0, 0
+        inside[:] = False
+        for j in range(K):
+            slack[j] = push[row, j] - lam
+        values = np.zeros(0, np.float64)
+        while True:
+            worst = 0.0
+            for j in range(K):
+                if not inside[j] and slack[j] > worst:
+                    worst = slack[j]
+            stuck = 0.0  # violation within the working set, by the slack of all factors
+            for i in range(size):
+                excess = slack[chosen[i]]
+                stuck = max(stuck, abs(excess) if values[i] > 0 else excess)
+            if max(worst, stuck) <= goal or used == rounds:
+                break
+            used += 1
+            # Those that push hardest join; factors whose activation went back to zero leave, to keep the set small.
+            kept = 0
+            for i in range(size):
+                j = chosen[i]
+                if values[i] > 0 or slack[j] > 0:
+                    chosen[kept], values[kept] = j, values[i]
+                    kept += 1
+                else:
+                    inside[j] = False
+            size = kept
+            bar = max(goal, 0.3 * worst) if used < 6 else goal
+            for j in range(K):
+                if not inside[j] and slack[j] > bar:
+                    chosen[size] = j
+                    inside[j] = True
+                    size += 1
+            grown = np.zeros(size, np.float64)
+            grown[:kept] = values[:kept]
+            values = grown
+            coupling = np.empty((size, size), np.float64)
+            excess_ = np.empty(size, np.float64)
+            for i in range(size):
+                excess_[i] = slack[chosen[i]]
+                for k in range(size):
+                    coupling[i, k] = gram[chosen[i], chosen[k]]
+            _descend(values, excess_, coupling, 0.3 * goal)
+            # Afresh from the activations: no rounding piles up.
+            for j in range(K):
+                slack[j] = push[row, j] - lam
+            for i in range(size):
+                value = push.dtype.type(values[i])
+                values[i] = value
+                if value > 0:
+                    line = gram[chosen[i]]
+                    for j in range(K):
+                        slack[j] -= value * line[j]
+        for i in range(size):
+            alpha[row, chosen[i]] = values[i]
+        most = max(most, used)
+    return most
+
+
+@numba.njit(cache=True, nogil=True)
+def _descend(values, excess, coupling, goal):  # pyright: ignore
+    """Solve a working set in place: values [s] activations, excess [s] phi . r - lam there, coupling [s, s]."""
+    size = len(values)
+    for _ in range(SWEEPS):
+        worst = 0.0
+        for i in range(size):
+            violation = abs(excess[i]) if values[i] > 0 else excess[i]
+            worst = max(worst, violation)
+            new = max(values[i] + excess[i] / coupling[i, i], 0.0)
+            change = new - values[i]
+            if change != 0.0:
+                values[i] = new
+                for k in range(size):
+                    excess[k] -= change * coupling[i, k]
+        if worst <= goal:
+            return
+    # Lawson and Hanson: the exact activations of the active factors, as far as none turns negative.
+    active = values > 0
+    for _ in range(SYSTEMS):
+        members = np.flatnonzero(active)
+        count = len(members)
+        factor = np.empty((count, count), np.float64)
+        step = np.empty(count, np.float64)
+        singular = -1
+        for p in range(count):
+            step[p] = excess[members[p]]
+            for q in range(p + 1):
+                total = coupling[members[p], members[q]]
+                for r in range(q):
+                    total -= factor[p, r] * factor[q, r]
+                if p == q:
+                    if total <= 1e-12:
+                        singular = members[p]
+                        break
+                    factor[p, p] = math.sqrt(total)
+                else:
+                    factor[p, q] = total / factor[q, q]
+            if singular >= 0:
+                break
+        if singular >= 0:  # a factor that others make up: its activation stays as it is, and theirs do the rest
+            active[singular] = False
+            continue
+        for p in range(count):
+            for q in range(p):
+                step[p] -= factor[p, q] * step[q]
+            step[p] /= factor[p, p]
+        for p in range(count - 1, -1, -1):
+            for q in range(p + 1, count):
+                step[p] -= factor[q, p] * step[q]
+            step[p] /= factor[p, p]
+        length, first = 1.0, -1
+        for p in range(count):
+            value = values[members[p]]
+            if value + step[p] < 0 and -value / step[p] < length:
+                length, first = -value / step[p], p
+        for p in range(count):
+            i = members[p]
+            change = length * step[p] if p != first else -values[i]
+            values[i] = max(values[i] + change, 0.0)
+            for k in range(size):
+                excess[k] -= change * coupling[i, k]
+        if first >= 0:
+            active[members[first]] = False
+            continue
+        hardest, push = -1, goal
+        for i in range(size):
+            if not active[i] and excess[i] > push:
+                hardest, push = i, excess[i]
+        if hardest < 0:
+            return
+        active[hardest] = True
