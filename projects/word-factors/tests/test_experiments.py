@@ -166,3 +166,11 @@ def test_the_study_imports_no_torch() -> None:
 
     code = "import sys, word_factors.experiments, word_factors.study_figures; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_a_corpus_is_heard_from_its_beginning_up_to_a_number_of_tokens() -> None:
+    from word_factors.measures import beginning
+
+    texts = [["a"] * 3, ["b"] * 3, ["c"] * 3]
+    assert list(beginning(texts, 4)) == texts[:2]
+    assert list(beginning(texts, 100)) == texts

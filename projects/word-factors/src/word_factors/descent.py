@@ -158,8 +158,35 @@ def _descend(values, excess, coupling, goal):  # pyright: ignore
                     factor[p, q] = total / factor[q, q]
             if singular >= 0:
                 break
-        if singular >= 0:  # a factor that others make up: its activation stays as it is, and theirs do the rest
-            active[singular] = False
+        if singular >= 0:
+            # Factor `singular` is a combination, by `mix`, of the p active ones before it. Trading it for them leaves
+            # the residual as it is and changes the sum of activations: trade until one of them reaches zero.
+            mix = np.empty(p, np.float64)
+            for q in range(p - 1, -1, -1):
+                mix[q] = factor[p, q]
+                for r in range(q + 1, p):
+                    mix[q] -= factor[r, q] * mix[r]
+                mix[q] /= factor[q, q]
+            rate = excess[singular]
+            for q in range(p):
+                rate -= mix[q] * excess[members[q]]
+            if abs(rate) <= 0.1 * goal:  # nothing to gain: it stays as it is, and the others do the rest
+                active[singular] = False
+                continue
+            sign = 1.0 if rate > 0 else -1.0
+            length, first = (math.inf, -1) if sign > 0 else (values[singular], singular)
+            for q in range(p):
+                fall = sign * mix[q]
+                if fall > 0 and values[members[q]] / fall < length:
+                    length, first = values[members[q]] / fall, members[q]
+            if first < 0:
+                active[singular] = False
+                continue
+            values[singular] = max(values[singular] + sign * length, 0.0)
+            for q in range(p):
+                values[members[q]] = max(values[members[q]] - sign * length * mix[q], 0.0)
+            values[first] = 0.0
+            active[first] = False
             continue
         for p in range(count):
             for q in range(p):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,7 @@ SHARED_WORDS = 8000  # the most frequent ones, on which embeddings are compared
 
 BATS = ("word_benchmarks/BATS_3.0", "BATS_3.0")  # under the data root
 JUDGE = "glove-twitter"  # the other embedding, which looks for intruders
-SENTENCES = 40_000  # of the other corpus, about two million tokens: coherence looks at every window of ten
+HEARD = 1_000_000  # tokens of the other corpus: coherence looks at every window of ten
 
 
 def learned(config: TrainConfig, source: Source | None = None) -> tuple[FactorModel, sparse.csr_array, dict[str, Any]]:
@@ -215,7 +215,7 @@ def judged_elsewhere(
     except UserError:
         pass
     else:
-        heard = coherence(tops, islice(corpus, SENTENCES), seed=config.seed)
+        heard = coherence(tops, beginning(corpus, HEARD), seed=config.seed)
         found |= {"coherence": heard.mean, "coherence_shuffled": heard.control_mean}
     try:
         judge = open_embedding(JUDGE, root, quiet=True)
@@ -225,6 +225,16 @@ def judged_elsewhere(
         picked = intrusion(codes, embedding, judge, seed=config.seed)
         found |= {"intruders": picked.accuracy, "intruders_chance": picked.chance}
     return found
+
+
+def beginning(corpus: Iterable[list[str]], tokens: int) -> Iterator[list[str]]:
+    """The texts of a corpus until they have that many tokens."""
+    heard = 0
+    for text in corpus:
+        if heard >= tokens:
+            return
+        heard += len(text)
+        yield text
 
 
 def looked_at(model: FactorModel, codes: sparse.csr_array) -> dict[str, Any]:
