@@ -3,8 +3,9 @@
     python projects/word-factors/benchmarks/learn.py [--vectors PATH] [--threads 1] [--quick]
 
 Same vectors, same penalty, non-negative codes, batches of 256 in one order, dictionary started from the same words,
-three epochs of each. The goal is half a percent above the higher of the two energies at the end, codes found by the
-same exact solver; what counts is the training time at which each is first seen there. Required: three times as fast.
+three epochs of each. Ours learns as `train --update online --inference exact` does. The goal is half a percent above
+the higher of the two energies at the end, codes found by the same exact solver; what counts is the training time at
+which each is first seen there. Required: three times as fast.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from torch import Tensor
 
 from shared.races import conditions, record
 from word_factors.dictionary import OnlineUpdate, unit_columns
-from word_factors.inference import energy, fista, solve
+from word_factors.inference import energy, solve
+from word_factors.learning import EXACT
 
 REQUIRED = 3.0
 BATCH = 256
@@ -41,10 +43,11 @@ def ours(X: Tensor, start: Tensor, order: NDArray[np.int64]) -> Iterator[tuple[f
     """(seconds of training so far, dictionary) after every batch."""
     phi, online, spent = start.clone(), OnlineUpdate(X.shape[0], start.shape[1], 0.97), 0.0
     weight = torch.ones(BATCH)
+    solve(X[:, :8], phi, LAM)  # compiles the solver, once a machine: not part of learning
     for rows in order:
         began = time.perf_counter()
         batch = X[:, torch.from_numpy(rows)]
-        phi, _ = online.update(phi, batch, fista(batch, phi, LAM, 50).alpha, weight)
+        phi, _ = online.update(phi, batch, solve(batch, phi, LAM, EXACT).alpha, weight)
         spent += time.perf_counter() - began
         yield spent, phi
 
@@ -103,7 +106,7 @@ def main() -> int:
         (name, first[key][0], f"{first[key][2]:.4f}", f"{first[key][1]:.1f}", times, required)
         for name, key, times, required in (
             ("scikit-learn MiniBatchDictionaryLearning", "scikit-learn", "", ""),
-            ("ours, online update", "ours", f"{ratio:.1f}", f"{REQUIRED:g}"),
+            ("ours, online update on exact codes", "ours", f"{ratio:.1f}", f"{REQUIRED:g}"),
         )
     ]
     title = f"A dictionary of {K} factors on {len(x):,} words, to the same energy: {'met' if met else 'missed'}"

@@ -59,6 +59,13 @@ def test_both_updates_find_planted_factors(planted: Planted, changes: dict[str, 
     torch.testing.assert_close(task.dictionary.phi.norm(dim=0), torch.ones(24), rtol=0, atol=1e-6)
 
 
+def test_exact_inference_learns_what_many_steps_of_fista_do(planted: Planted) -> None:
+    exact, summary = learn(replace(BASE, update="online", inference="exact"), planted[0])
+    steps, converged = learn(replace(BASE, update="online", inference_steps=500), planted[0])
+    assert summary["metrics"]["energy"] == pytest.approx(converged["metrics"]["energy"], rel=1e-3)
+    assert float((exact.dictionary.phi * steps.dictionary.phi).sum(dim=0).min()) > 0.999
+
+
 def test_every_logged_number_is_there(planted: Planted, tmp_path: Path) -> None:
     config = replace(BASE, steps=5, out=tmp_path / "run", update="quadratic", reseed=True)
     learn(config, planted[0], None)
@@ -196,6 +203,7 @@ def test_two_processes_learn_as_one_with_twice_the_batch(tmp_path: Path) -> None
         ({"accumulate": 2}, "--accumulate"),
         ({"forgetting": 1.5}, "--forgetting"),
         ({"update": "adam"}, "--update"),
+        ({"inference": "lars"}, "--inference"),
         ({"vectors": Path("a"), "corpus": Path("b")}, "--vectors and --corpus"),
     ],
 )

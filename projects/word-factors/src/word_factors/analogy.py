@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 from tqdm import tqdm
 
 Rows = NDArray[np.int64]
@@ -106,6 +107,11 @@ class Batch:
         """[n, V] cosines to a (0), b (1) or c (2); a copy."""
         return self.table.index_select(0, self.at[:, which])
 
+    def combined(self, a: float, b: float, c: float) -> Tensor:
+        """[n, V] a weighted sum of the cosines to a, b and c, gathered and added in one pass."""
+        weights = torch.tensor([a, b, c], dtype=self.table.dtype, device=self.table.device).expand(len(self.at), 3)
+        return embedding_bag(self.at, self.table, per_sample_weights=weights.contiguous(), mode="sum")
+
 
 def _spellings(forms: Rows) -> Rows:
     """[V, widest] the rows of each row's form."""
@@ -158,7 +164,7 @@ def answer(space: Space, rule: Rule, abc: Rows, *, quiet: bool = True) -> Rows:
 
 def three_cos_add(space: Space, batch: Batch) -> Tensor:
     """cos(v, b - a + c), up to the query's norm (Mikolov et al. 2013)."""
-    return batch.cosines(1).sub_(batch.cosines(0)).add_(batch.cosines(2))
+    return batch.combined(-1.0, 1.0, 1.0)
 
 
 def three_cos_mul(space: Space, batch: Batch) -> Tensor:

@@ -142,7 +142,7 @@ def _descend(values, excess, coupling, goal):  # pyright: ignore
         count = len(members)
         factor = np.empty((count, count), np.float64)
         step = np.empty(count, np.float64)
-        singular = -1
+        singular, p = -1, 0
         for p in range(count):
             step[p] = excess[members[p]]
             for q in range(p + 1):

@@ -40,6 +40,7 @@ from word_factors.weighting import WordSampler, root_frequency, weights
 JUDGED = 1000  # words that an evaluation during training encodes
 BISECTED = 500  # words on which the weight of the activations is sought
 RETARGETS = 5  # times that it is sought again, over the first half of a run
+EXACT = 1e-3  # largest violation of optimality over lam in a batch of `--inference exact`
 LEAST = 1e-3  # weights below this share of the largest correlation are not sought
 PATIENCE = 5  # a factor is dead after this many times --average words without use
 
@@ -144,7 +145,10 @@ class WordFactors(Task):
         self._retarget()
         X, weight = batch[0].T, batch[1]  # [d, B], [B]
         lam = self._lam_now()
-        codes = fista(X, phi, lam, config.inference_steps, compile=config.compile)
+        if config.inference == "exact":
+            codes = solve(X, phi, lam, EXACT)
+        else:
+            codes = fista(X, phi, lam, config.inference_steps, compile=config.compile)
         self.averages.update(X, codes, self._mean)
         h = self.averages.mean_square()
         progress = self.loop.step / max(1, self.loop.total - 1)
