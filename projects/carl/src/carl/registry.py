@@ -1,0 +1,19 @@
+"""The environments under their gymnasium names, with the paper's horizons."""
+
+from __future__ import annotations
+
+import gymnasium
+
+NAMES = {
+    "cartpole": ("carl/Cartpole-v0", "carl.cartpole:Cartpole", 200),
+    "duckietown": ("carl/Duckietown-v0", "carl.duckietown:Duckietown", 125),
+    "half-cheetah": ("carl/HalfCheetahDisabled-v0", "carl.half_cheetah:HalfCheetahDisabled", 1000),
+}
+"""name -> (gymnasium id, entry point, steps of an episode)."""
+
+
+def register() -> None:
+    """Make the environments known to gymnasium; safe to call again."""
+    for identifier, entry, steps in NAMES.values():
+        if identifier not in gymnasium.registry:
+            gymnasium.register(identifier, entry_point=entry, max_episode_steps=steps)
