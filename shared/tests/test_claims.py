@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from shared.claims import (
     replace_section,
     reproduce,
 )
-from shared.config import RunFailed, UserError
+from shared.config import RunFailed, Stopped, UserError
 
 CLAIMS = """
 title = "Toy"
@@ -141,6 +142,32 @@ def test_cores_are_shared_out_among_jobs(home: Path) -> None:
     reproduce(ToyStudy(), settings(home, jobs=2))
     threads = {line.split()[1] for line in (home / "log").read_text().splitlines()}
     assert threads == {str(max(1, (os.cpu_count() or 1) // 2))}
+
+
+def test_smoke_runs_its_cells_in_this_process_and_leaves_it_as_it_was(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    seen: list[int] = []
+    run = ToyStudy.run
+    monkeypatch.setattr(ToyStudy, "run", lambda *given: seen.append(os.getpid()) or run(*given))
+    monkeypatch.setenv("TOY_FAILS", "1")
+    threads = torch.get_num_threads()
+    smoke = settings(home, preset="smoke", jobs=None)
+    assert reproduce(ToyStudy(), smoke) == 1
+    assert "draw, seed 1: RuntimeError: out of luck" in capsys.readouterr().err
+    monkeypatch.delenv("TOY_FAILS")
+    assert reproduce(ToyStudy(), smoke) == 0
+    assert seen == [os.getpid()] * 4  # three seeds, and the one that had failed again
+    assert torch.get_num_threads() == threads
+
+    def stopped(*given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ToyStudy, "run", stopped)
+    with pytest.raises(Stopped, match="goes on"):
+        reproduce(ToyStudy(), replace(smoke, force=True))
 
 
 def test_a_failed_gate_exits_with_1(home: Path) -> None:

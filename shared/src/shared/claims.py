@@ -269,7 +269,8 @@ class ReproduceConfig:
     seeds: int | None = None
     """Seeds a cell is run under. Default: as the preset says."""
     jobs: int | None = None
-    """Cells at a time. Default: one a core on the CPU, one on a GPU."""
+    """Cells at a time, each in a process of its own. Default: one a core on the CPU, one on a GPU; under smoke all in
+    this process."""
     only: str | None = None
     """Run only cells whose name contains this text; claims that need others are not judged."""
     max_minutes: float | None = None
@@ -506,7 +507,13 @@ def _outcomes(
     threads = max(1, (os.cpu_count() or 1) // jobs)
     deadline = None if config.max_minutes is None else began + 60 * config.max_minutes
     target = f"{type(study).__module__}:{type(study).__qualname__}"
-    executor = _ray_executor(threads, on_gpu) if config.ray else _process_executor(jobs, threads)
+    if config.ray:
+        executor = _ray_executor(threads, on_gpu)
+    elif config.preset == "smoke" and config.jobs is None:
+        # Cells of a moment: processes would spend most of the time on importing torch.
+        jobs, executor = 1, _HereExecutor()
+    else:
+        executor = _process_executor(jobs, threads)
     queue = list(reversed(cells))
     running: dict[Future[Any], Cell] = {}
     try:
@@ -548,6 +555,25 @@ def _run_cell(target: str, cell: Cell, config: ReproduceConfig, threads: int) ->
         "seconds": round(seconds, 3),
         "hardware": describe(choose_device(config.device)),
     }
+
+
+class _HereExecutor(Executor):
+    """Runs what is submitted at once, in this process."""
+
+    def submit(self, function: Any, /, *arguments: Any, **named: Any) -> Future[Any]:
+        import torch
+
+        threads = torch.get_num_threads()
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*arguments, **named))
+        except Stopped:
+            raise
+        except Exception as error:
+            future.set_exception(error)
+        finally:
+            torch.set_num_threads(threads)
+        return future
 
 
 def _process_executor(jobs: int, threads: int) -> Executor:

@@ -115,7 +115,8 @@ def set_numerics(device: torch.device, deterministic: bool = False) -> None:
     """TF32 and cuDNN autotuning for speed, or deterministic algorithms throughout. The CPU is deterministic anyway."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    if deterministic or torch.are_deterministic_algorithms_enabled():  # not for nothing: it imports torch's compiler
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("highest" if deterministic else "high")
         torch.backends.cudnn.allow_tf32 = not deterministic

@@ -29,6 +29,7 @@ SHOWN = ("3CosAdd", "boost", "group-boost", "random", "base+offset", "3CosAvg", 
 VECTOR_EPOCHS = {"cbow": 5, "sg": 5, "fasttext": 5, "glove": 15}  # of wiki44
 SIMPLE = ("raw", "pca", "rotation")
 LEARNED = ("ica", "spine", "sklearn")
+BATS = ("word_benchmarks/BATS_3.0", "BATS_3.0")  # under the data root
 ANALOGY = ("man", "woman", "king", "queen")  # whose change of code is drawn
 
 
@@ -80,6 +81,23 @@ class WordFactorsStudy(Study):
         slowest = sorted(vectors, key=lambda name: ("glove", "fasttext", "sg", "cbow").index(name.split()[-1]))
         cells = [Cell(name, {**vectors[name], "dictionaries": seeds}, 0) for name in slowest]
         return cells + [Cell(name, fields, seed) for name, fields in planned.items() for seed in range(seeds)]
+
+    def absent(self, config: ReproduceConfig) -> Mapping[str, str]:
+        from shared.data import data_root
+
+        if config.preset == "smoke":
+            return {}
+        root = data_root(config.data_root)
+        wanted = {
+            "factors: bats": BATS,
+            "factors: coherence": ("wikipedia_en_2014/wiki44.txt.xz",),
+            "factors: intruders": ("word_vectors/glove_twitter_12k_25d.npz",),
+        }
+        return {
+            prefix: f"{files[0]} is not under the data root"
+            for prefix, files in wanted.items()
+            if not any((root / file).exists() for file in files)
+        }
 
     def run(self, cell: Cell, config: ReproduceConfig) -> dict[str, Any]:
         from word_factors.measures import measure_embedding, measure_factors

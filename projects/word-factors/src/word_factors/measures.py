@@ -24,7 +24,7 @@ from word_factors.commands import fair_rows, sparsity_points
 from word_factors.config import TrainConfig
 from word_factors.corpus import open_corpus
 from word_factors.embedding import Embedding
-from word_factors.experiments import ANALOGY
+from word_factors.experiments import ANALOGY, BATS
 from word_factors.groups import coactivation, factor_groups
 from word_factors.inference import fista, solve
 from word_factors.learning import WordFactors
@@ -58,7 +58,6 @@ POLYSEMOUS = ("queen", "Apple", "best", "bank", "May", "right")
 SHARED_WORDS = 8000  # the most frequent ones, on which embeddings are compared
 
 
-BATS = ("word_benchmarks/BATS_3.0", "BATS_3.0")  # under the data root
 JUDGE = "glove-twitter"  # the other embedding, which looks for intruders
 HEARD = 1_000_000  # tokens of the other corpus: coherence looks at every window of ten
 
