@@ -329,3 +329,31 @@ def test_mixed_precision_run_on_a_gpu_resumes_and_learns(tmp_path: Path) -> None
     summary = Loop(task, settings, "toy").run()
     assert summary["precision"] == "bf16"
     assert summary["metrics"]["loss"] < rows(tmp_path / "run", "train")[0]["loss"]
+
+
+def test_the_best_checkpoint_is_one_whose_own_weights_were_judged(tmp_path: Path) -> None:
+    class Judged(Task):
+        """Scores -1, -2, ... as it goes on: the first judged weights are the best."""
+
+        score = ("quality", "max")
+
+        def start(self, loop: Loop) -> None:
+            self.model = torch.nn.Linear(1, 1)
+
+        def batches(self) -> None:
+            return None
+
+        def step(self, batch: Any) -> dict[str, Any]:
+            self.model.bias.data += 1
+            return {}
+
+        def evaluate(self) -> dict[str, Any]:
+            return {"quality": -float(self.model.bias.data)}
+
+        def state(self) -> dict[str, Any]:
+            return {"model": self.model}
+
+    settings = config(tmp_path / "run", steps=12, eval_every=4, checkpoint_every=3, keep=1)
+    Loop(Judged(), settings, "toy").run()
+    scores = {path.name: path for path in (tmp_path / "run" / "checkpoints").glob("*.pt")}
+    assert "step-000000006.pt" not in scores  # saved after the judgement of step 4, with other weights

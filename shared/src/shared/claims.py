@@ -257,7 +257,7 @@ class ReproduceConfig:
     """Flags of `reproduce`."""
 
     preset: Preset = "cpu"
-    """smoke: seconds; cpu: about ten minutes; gpu: one large GPU; paper: the paper's own setting."""
+    """smoke: seconds; cpu: some minutes on two cores; gpu: one large GPU; paper: the paper's own setting."""
     out: Path | None = None
     """Where finished cells are kept; default: runs/<member>/reproduce-<preset>. They are not run again."""
     results: Path | None = None

@@ -137,6 +137,7 @@ class Loop:
         self._signal: int | None = None
         self._position: Any = None
         self._saved_at: int | None = None
+        self._judged_at: int | None = None
         self._writer: MetricsWriter | None = None
         mode = task.score[1] if task.score else "max"
         self._checkpoints = Checkpoints(self.folder.checkpoints, config.keep, mode) if self.folder is not None else None
@@ -333,6 +334,7 @@ class Loop:
         if not metrics:
             return
         row = _fetch([(self.step, self.seconds, metrics)], None)[0]
+        self._judged_at = self.step
         self.latest = {name: value for name, value in row.items() if name not in ("step", "split", "seconds")}
         if self._writer is not None:
             self._writer.write([{**row, "split": "eval"}])
@@ -343,7 +345,9 @@ class Loop:
         self._flush()  # a step that was not finite must not become a checkpoint
         state = self._state()
         if self.primary:
-            score = self.latest.get(self.task.score[0]) if self.task.score else None
+            # A score belongs to the step that was evaluated; another step's weights must not be kept as the best.
+            judged = self.task.score is not None and self._judged_at == self.step
+            score = self.latest.get(self.task.score[0]) if judged and self.task.score else None
             self._checkpoints.save(state, self.step, score)
         self._saved_at = self.step
         self.accelerator.wait_for_everyone()

@@ -26,7 +26,7 @@ from rpg.config import (
 from rpg.flops import macs
 from rpg.networks import Shape, build_network
 from rpg.plan import PERMUTED
-from rpg.tasks import Images, NetworkTask
+from rpg.tasks import Folders, Images, NetworkTask
 from rpg.train import account, finetune, label, measure, model_key, need_ring, open_run
 from rpg.wrap import RPGModel
 from shared.checkpoint import save_atomically
@@ -54,7 +54,7 @@ def need_images(task: NetworkTask) -> Images:
     Raises:
         UserError: another kind of task.
     """
-    if not isinstance(task, Images):
+    if not isinstance(task, Images) or isinstance(task, Folders):
         raise UserError("run folder", task.config.data, "a run that classifies images")
     return task
 
@@ -350,10 +350,13 @@ def read_cells(path: Path) -> list[dict[str, Any]]:
         path = found[0] if found else path / "sweep.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return list(content["cells"])
+        cells = list(content["cells"])
+        for cell in cells:
+            _ = cell["name"], cell["values"].get("ring")
+        return cells
     except OSError:
         raise UserError("results", path, "a file that exists: sweep.json or results/<preset>.json") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UserError("results", path, "a file written by `sweep` or `reproduce`", str(error)) from None
 
 
@@ -368,7 +371,8 @@ def fit(config: FitConfig) -> int:
             continue
         if values["ring"] > config.below * values["generated"]:
             continue
-        check_choice("--metric", config.metric, values)
+        numeric = [name for name, value in values.items() if isinstance(value, (int, float))]
+        check_choice("--metric", config.metric, numeric)
         points.append((values["ring"], values[config.metric]))
     if len(points) < 3:
         hint = "Loosen --contains or --below."
@@ -398,8 +402,14 @@ def plot(config: PlotConfig) -> int:
     if (source / "metrics.jsonl").exists():
         made = [plots.curves(source, out / "curves")]
     elif (source / "cells").is_dir():
-        records = [json.loads(path.read_text("utf-8")) for path in sorted((source / "cells").glob("*.json"))]
-        cells = [(Cell(r["name"], r["settings"], r["seed"]), r) for r in records]
+        cells = []
+        for path in sorted((source / "cells").glob("*.json")):
+            try:
+                record = json.loads(path.read_text("utf-8"))
+                cells.append((Cell(record["name"], record["settings"], record["seed"]), record))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                hint = f"{error}. Delete it: the same command makes it again."
+                raise UserError("cell", path, "a file written by `sweep` or `reproduce`", hint) from None
         made = plots.draw_study(Outcomes(cells), out)
         if not made:
             made = plots.sweep_figures(Outcomes(cells), out)

@@ -374,6 +374,8 @@ class Pose(NetworkTask):
         d = self.data
         x, keypoints = (d.x_train, d.keypoints_train) if train else (d.x_test, d.keypoints_test)
         heads = d.head_train if train else d.head_test
+        visible = d.visible_train if train else d.visible_test
+        keypoints = keypoints.masked_fill(visible.unsqueeze(-1) == 0, math.nan)  # not annotated: not counted
         self.module.eval()
         found = [decode(self.module(p.to(self.device).float() / 255)[:, -1], self.stride).cpu() for p in x.split(200)]
         return {"pckh": float(pckh(torch.cat(found), keypoints, heads).mean())}

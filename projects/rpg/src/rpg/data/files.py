@@ -142,6 +142,8 @@ def cifar_archive(folder: Path, label: str) -> Arrays:
             x = batch.get("data")
             if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 2 or x.shape[1] != 3072:
                 raise UserError("data file", folder / name, "uint8 images of 3 x 32 x 32 under 'data'")
+            if key not in batch:
+                raise UserError("data file", folder / name, f"labels under {key!r}")
             images.append(x.reshape(-1, 3, 32, 32))
             labels.append(np.asarray(batch[key], np.int64))
         halves += [np.concatenate(images), np.concatenate(labels)]
@@ -208,8 +210,11 @@ def sprite(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """
     from PIL import Image
 
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("L"))
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("L"))
+    except OSError as error:
+        raise UserError("image", path, "an image that can be read", str(error)) from None
     if pixels.shape != (840, 840):
         raise UserError("image", path, "a sprite of 840 x 840 pixels", f"Its shape is {pixels.shape}.")
     tiles = pixels.reshape(30, 28, 30, 28).transpose(0, 2, 1, 3).reshape(900, 1, 28, 28)
