@@ -97,13 +97,23 @@ def test_threads_share_the_words_and_change_nothing() -> None:
     assert rounds == 0
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("lam", [0.01, 0.003])
+def test_codes_of_many_factors_keep_the_tolerance(kernel: Kernel, lam: float) -> None:
+    X, phi = problem(19, d=100, k=300, b=40)
+    codes = solve(X, phi, lam, kernel=kernel)
+    assert float((codes.alpha > 0).sum(dim=0).double().mean()) > 50
+    assert float(codes.gap.max()) <= 1e-4 * lam
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("distance", [0.0, 1e-3, 1e-2, 0.05])
-def test_factors_that_are_equal_or_nearly_so_do_not_hold_up_the_codes(distance: float) -> None:
+def test_factors_that_are_equal_or_nearly_so_do_not_hold_up_the_codes(distance: float, kernel: Kernel) -> None:
     """Sweeps crawl along a valley between such factors: linear systems must take over, and survive singular ones."""
     X, phi = problem(17, d=20, k=40, b=30)
     near = phi + distance * torch.randn(phi.shape, generator=torch.Generator().manual_seed(1), dtype=phi.dtype)
     crowded = torch.cat([phi, near / near.norm(dim=0)], dim=1)
-    codes = solve(X, crowded, 0.02, tol=1e-6, kernel="words")
+    codes = solve(X, crowded, 0.02, tol=1e-6, kernel=kernel)
     assert float(codes.gap.max()) <= 1e-6 * 0.02
     assert float(duality_gap(X, crowded, codes.alpha, 0.02).max()) < 1e-7
 

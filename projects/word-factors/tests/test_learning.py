@@ -204,6 +204,7 @@ def test_two_processes_learn_as_one_with_twice_the_batch(tmp_path: Path) -> None
         ({"forgetting": 1.5}, "--forgetting"),
         ({"update": "adam"}, "--update"),
         ({"inference": "lars"}, "--inference"),
+        ({"inference": "exact", "compile": True}, "--compile"),
         ({"vectors": Path("a"), "corpus": Path("b")}, "--vectors and --corpus"),
     ],
 )

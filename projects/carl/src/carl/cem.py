@@ -30,6 +30,12 @@ def truncated_normal(
     return (torch.erfinv((2 * uniform - 1) * edge) * math.sqrt(2)).clamp_(-bound, bound)
 
 
+def check_box(low: Tensor, high: Tensor) -> None:
+    """Raise `UserError` unless low < high in every dimension."""
+    if not bool((low < high).all()):
+        raise UserError("action box", f"{low.tolist()} to {high.tolist()}", "low < high")
+
+
 @dataclass(frozen=True)
 class CEM:
     """Settings of the optimiser.
@@ -59,8 +65,7 @@ class CEM:
             raise UserError("--elites", self.elites, f"1 to the {self.candidates} candidates")
         check_range("--iterations", self.iterations, 1)
         check_range("--alpha", self.alpha, 0, 1)
-        if not bool((self.low < self.high).all()):
-            raise UserError("action box", f"{self.low.tolist()} to {self.high.tolist()}", "low < high")
+        check_box(self.low, self.high)
 
     def first(self, problems: int, horizon: int) -> tuple[Tensor, Tensor]:
         """Mean in the middle of the box and variance (width / 4)^2, (G, H, A) each."""

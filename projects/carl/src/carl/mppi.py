@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from carl.cem import Cost
-from shared.config import UserError, check_range
+from carl.cem import Cost, check_box
+from shared.config import check_range
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ class MPPI:
         check_range("--kappa", self.kappa, 0, open_low=True)
         check_range("sigma", self.sigma, 0, open_low=True)
         check_range("smoothing", self.smoothing, 0, 1, open_low=True)
-        if not bool((self.low < self.high).all()):
-            raise UserError("action box", f"{self.low.tolist()} to {self.high.tolist()}", "low < high")
+        check_box(self.low, self.high)
 
     def minimise(self, cost: Cost, mean: Tensor, last: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The weighted mean of the candidates, (G, H, A).

@@ -66,6 +66,7 @@ from word_factors.runs import (
 from word_factors.train import vocabulary_measures
 from word_factors.weighting import root_frequency
 
+NEIGHBOURS = 20  # the published number of edges a factor
 CURVE = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # weights of the activations over the run's, for `--curve`
 
 
@@ -207,12 +208,12 @@ def groups(config: GroupsConfig) -> int:
     names = factor_names(run)
     if config.others:
         return across_runs(config, run, names)
-    p = root_frequency(run.embedding.counts)
+    p, neighbours = root_frequency(run.embedding.counts), config.neighbours or NEIGHBOURS
     if config.method == "spectral":
-        found = factor_groups(run.codes, p, config.neighbours, config.groups, config.seed)
+        found = factor_groups(run.codes, p, neighbours, config.groups, config.seed)
     else:
         found = hierarchical_groups(run.codes, p, config.groups)
-    how = {"method": config.method, "neighbours": config.neighbours, "seed": config.seed}
+    how = {"method": config.method, "neighbours": neighbours, "seed": config.seed}
     run.keep_labels(found.labels, how)
     use = np.bincount(run.codes.indices, minlength=run.model.K) / len(run.embedding)
     weight = np.bincount(found.labels, weights=use)
@@ -241,7 +242,9 @@ def across_runs(config: GroupsConfig, run: Run, names: Sequence[str]) -> int:
     if config.method != "spectral":
         raise UserError("--method", config.method, "spectral, with --others")
     others = open_others(run, config.others, config.data_root, config.device, config.quiet)
-    found = cross_run_groups([run.phi, *(other.phi for other in others)], config.groups, seed=config.seed)
+    found = cross_run_groups(
+        [run.phi, *(other.phi for other in others)], config.groups, config.neighbours, seed=config.seed
+    )
     robust = found.robust[np.argsort(-found.cohesion[found.robust], kind="stable")]
     body = []
     for group in robust[: config.count or None]:
@@ -382,7 +385,7 @@ def evaluate(config: EvaluateConfig) -> int:
     made: list[Path] = []
     if config.curve:
         made.append(curve(run, sample[:, :1000], phi))
-    if config.coherence:
+    if config.coherence or config.corpus is not None:
         measures |= coherence_measures(run, config.corpus, config.quiet)
     if config.judge is not None:
         from word_factors.coherence import intrusion

@@ -143,6 +143,8 @@ class TrainConfig(VectorFlags, RunConfig):
         check_range("--lam-warmup", self.lam_warmup, 0)
         if self.precision in ("bf16", "fp16"):
             raise UserError("--precision", self.precision, ["auto", "fp32"], "Codes need 32 bits to converge.")
+        if self.compile and self.inference == "exact":
+            raise UserError("--compile", self.compile, "--inference fista: nothing else is compiled by torch")
         if self.accumulate != 1:
             raise UserError("--accumulate", self.accumulate, "1: a batch is encoded word by word, use --batch-size")
 
@@ -222,7 +224,7 @@ class EvaluateConfig(RunChoice):
     coherence: bool = False
     """Also the coherence of top words on another corpus (gensim's articles, or --corpus), beside random words."""
     corpus: Path | None = None
-    """Corpus that judges coherence."""
+    """Corpus that judges coherence; implies --coherence."""
     judge: Path | None = None
     """Vectors that the factors were not learned on, which pick the intruder among a factor's top words."""
     curve: bool = False
@@ -285,8 +287,8 @@ class GroupsConfig(RunChoice):
 
     groups: int | None = None
     """c, groups. Default: 0.175 K, the published proportion; with --others K, one a factor."""
-    neighbours: int = 20
-    """k, edges kept a factor."""
+    neighbours: int | None = None
+    """k, edges kept a factor. Default: 20, the published number; with --others the number of runs."""
     method: Literal["spectral", "hierarchical"] = "spectral"
     """How factors are gathered."""
     others: tuple[Path, ...] = ()

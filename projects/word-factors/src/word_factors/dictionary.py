@@ -1,6 +1,6 @@
 """The dictionary step: how Phi moves once a batch is encoded. No back-propagation.
 
-`QuadraticUpdate` is the paper's: a gradient step on the weighted residual in which each factor's step is divided by a
+`quadratic_update` is the paper's: a gradient step on the weighted residual in which each factor's step is divided by a
 running mean of its squared activation. `OnlineUpdate` is that of Mairal et al. (2010): block coordinate descent on
 accumulated statistics, which converges in a few passes over a vocabulary.
 

@@ -70,7 +70,7 @@ class WordFactorsStudy(Study):
 
     member: ClassVar[str] = "word-factors"
     package: ClassVar[str] = "word_factors"
-    libraries: ClassVar[tuple[str, ...]] = ("gensim", "scikit-learn", "scipy")
+    libraries: ClassVar[tuple[str, ...]] = ("gensim", "scikit-learn", "scipy", "numba")
 
     def cells(self, config: ReproduceConfig) -> list[Cell]:
         planned = factor_cells(config.preset)
@@ -325,7 +325,13 @@ def further_rules(outcomes: Outcomes) -> Table:
         [rule, *(mean(outcomes.values("factors", f"{kind} {rule}")) for kind in ("micro", "macro"))] for rule in rest
     ]
     for rule in ("3CosAdd", "boost", "group-boost"):
-        rows.append([f"{rule}, in sample", "", mean(outcomes.values("factors", f"insample macro {rule}"))])
+        rows.append(
+            [
+                f"{rule}, in sample, sections of two pairs and more",
+                "",
+                mean(outcomes.values("factors", f"insample macro {rule}")),
+            ]
+        )
     return ("rule", "by question", "by section"), rows
 
 

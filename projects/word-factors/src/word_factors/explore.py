@@ -30,6 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
 from shared.config import UserError, check_range
+from shared.run import write_atomically
 from word_factors.embedding import Embedding
 
 NEIGHBOURS = 6  # factors of the nearest direction that a factor's view names
@@ -165,8 +166,7 @@ def write_page(path: Path, content: PageContent) -> int:
     head, middle = template.split("{{title}}")
     middle, tail = middle.split("{{content}}")
     page = (head + html.escape(content.title) + middle + _json(_packed(content)) + tail).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(page)
+    write_atomically(path, page)
     return len(page)
 
 

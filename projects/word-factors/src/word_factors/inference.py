@@ -80,7 +80,8 @@ def lipschitz(phi: Tensor) -> float:
     """lambda_max(Phi Phi^T), exact: an estimate from below would let the step diverge behind the clamp at zero."""
     d, K = phi.shape
     gram = phi @ phi.T if d <= K else phi.T @ phi
-    return float(torch.linalg.eigvalsh(gram.double())[-1])
+    # On Apple's GPUs there is no double precision.
+    return float(torch.linalg.eigvalsh((gram.cpu() if gram.device.type == "mps" else gram).double())[-1])
 
 
 def lam_max(X: Tensor, phi: Tensor) -> float:
@@ -230,15 +231,16 @@ def solve(
         X: [d, B]. phi: [d, K] with unit columns. lam: weight of the activations, positive.
         tol: largest `kkt_gap` over lam. max_rounds: rounds at most. chunk: vectors at a time, which bounds memory.
         candidates: of a vector at first, in the batched kernel.
-        kernel: `words` goes through the vectors one by one, compiled by numba (`descent`); `batched` solves all side
-            by side with torch, on any device; `auto` takes the first on the CPU.
+        kernel: `words` goes through the vectors one by one on the CPU, compiled by numba (`descent`); `batched` solves
+            all side by side with torch, and leaves to `words` those it cannot finish (codes of many factors, factors
+            that resemble one another); `auto` takes `batched` on CUDA devices.
 
     Raises:
         UserError: shapes that do not fit, lam not positive.
     """
     check_shapes(X, phi, lam)
     check_range("--lam", lam, 0, open_low=True)
-    by_words = kernel == "words" or (kernel == "auto" and X.device.type == "cpu")
+    by_words = kernel == "words" or (kernel == "auto" and X.device.type != "cuda")
     gram = phi.T @ phi  # [K, K]
     parts: list[Tensor] = []
     rounds = 0
@@ -246,7 +248,12 @@ def solve(
         if by_words:
             alpha, used = _solve_words(piece.T @ phi, gram, lam, tol, max_rounds)
         else:
-            alpha, used = _solve_piece(piece.T @ phi, gram, lam, tol, candidates, max_rounds)
+            push = piece.T @ phi
+            alpha, used = _solve_piece(push, gram, lam, tol, candidates, max_rounds)
+            left = kkt_gap(alpha.T, (push - alpha @ gram).T, lam) > tol * lam
+            if bool(left.any()):
+                alpha[left], more = _solve_words(push[left], gram, lam, tol, max_rounds)
+                used = max(used, more)
         parts.append(alpha)
         rounds = max(rounds, used)
     alpha = torch.cat(parts).T.contiguous() if parts else X.new_zeros(phi.shape[1], 0)
@@ -255,11 +262,12 @@ def solve(
 
 
 def _solve_words(push: Tensor, gram: Tensor, lam: float, tol: float, max_rounds: int) -> tuple[Tensor, int]:
-    """alpha [B, K] from push [B, K] = X^T Phi, and the rounds it took; on the CPU."""
+    """alpha [B, K] from push [B, K] = X^T Phi, and the rounds it took; computed on the CPU."""
     from word_factors.descent import solve_words  # late: numba takes half a second to import
 
-    alpha, rounds = solve_words(push.numpy(), gram.numpy(), lam, tol, max_rounds, torch.get_num_threads())
-    return torch.from_numpy(alpha), rounds
+    here, matrix = push.cpu().numpy(), gram.cpu().numpy()
+    alpha, rounds = solve_words(here, matrix, lam, tol, max_rounds, torch.get_num_threads())
+    return torch.from_numpy(alpha).to(push.device), rounds
 
 
 def _solve_piece(
@@ -270,7 +278,7 @@ def _solve_piece(
     alpha = torch.zeros_like(push)
     todo = torch.arange(len(push), device=push.device)
     size, sweeps, rounds, whole = min(candidates, K), 4, 0, 0
-    # With all factors as candidates nothing is left to be found: what little remains is rounding.
+    # Twice with all factors as candidates: what is left then is for the other kernel.
     while len(todo) and rounds < max_rounds and whole < 2:
         rounds += 1
         whole += size == K

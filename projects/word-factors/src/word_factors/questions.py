@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.config import UserError
+from shared.run import write_atomically
 from word_factors.embedding import Embedding
 
 
@@ -147,8 +148,7 @@ class AnalogyTask:
             lines.append(f": {section.name}")
             lines += [" ".join(question) for question in section.words()]
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_atomically(path, ("\n".join(lines) + "\n").encode())
 
     def choose(self, names: Sequence[str]) -> AnalogyTask:
         """The sections of these names.

@@ -81,8 +81,11 @@ class Run:
         path = self.folder / GROUPS_FILE
         if not path.exists():
             return None
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return np.array(kept["labels"], dtype=np.int64) if kept.get("model") == self.model.digest else None
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return np.array(kept["labels"], dtype=np.int64) if kept["model"] == self.model.digest else None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError("groups", path, "a file written by `groups`", f"{error}. Run `groups` again.") from None
 
     def keep_labels(self, labels: NDArray[np.int64], how: dict[str, Any]) -> None:
         """Keep groups for the other commands."""
