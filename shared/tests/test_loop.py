@@ -357,3 +357,17 @@ def test_the_best_checkpoint_is_one_whose_own_weights_were_judged(tmp_path: Path
     Loop(Judged(), settings, "toy").run()
     scores = {path.name: path for path in (tmp_path / "run" / "checkpoints").glob("*.pt")}
     assert "step-000000006.pt" not in scores  # saved after the judgement of step 4, with other weights
+
+
+def test_weights_that_are_not_finite_become_no_checkpoint(tmp_path: Path) -> None:
+    class Ruined(Regression):
+        def step(self, batch: Any) -> dict[str, Any]:
+            metrics = super().step(batch)
+            if self.loop.step == 11:  # the update after a loss that was still a number
+                next(iter(self.model.parameters())).data.fill_(float("nan"))
+            return metrics
+
+    with pytest.raises(RunFailed, match=r"not finite at step 12.*step-000000008"):
+        run(Ruined(), config(tmp_path / "run", steps=40, checkpoint_every=4))
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*.pt"))
+    assert kept[-1] == "step-000000008.pt"

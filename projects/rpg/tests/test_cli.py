@@ -262,3 +262,19 @@ def test_bad_input_exits_with_2_and_says_what_is_valid(
     assert "weights_only" not in captured.err
     assert "Traceback" not in captured.err
     assert [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"] == []
+
+
+def test_results_of_another_shape_are_refused_by_their_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"ring": 10, "generated": 100, "accuracy": 0.5, "data": "digits"}
+    good = [{"name": f"c{n}", "values": {**values, "ring": 10 + n}} for n in range(3)]
+    for content, metric in (
+        ({"cells": [{"name": "x"}]}, "accuracy"), ({"cells": ["x"]}, "accuracy"), ({"cells": good}, "data"),
+    ):  # fmt: skip
+        (tmp_path / "cpu.json").write_text(json.dumps(content))
+        assert main(["fit", str(tmp_path / "cpu.json"), "--metric", metric]) == 2
+        shown = capsys.readouterr()
+        assert "Traceback" not in shown.err + shown.out
+    (tmp_path / "study" / "cells").mkdir(parents=True)
+    (tmp_path / "study" / "cells" / "a.json").write_text('{"name": ')
+    assert main(["plot", str(tmp_path / "study")]) == 2
+    assert "a.json" in capsys.readouterr().err

@@ -420,6 +420,33 @@ def test_mpii_refuses_by_path_or_number(tmp_path: Path) -> None:
         load_pose("mpii", tmp_path)
 
 
+def test_joints_that_are_not_annotated_do_not_count(tmp_path: Path) -> None:
+    """A network that is right on every annotated joint and far off on the others is right."""
+    from types import SimpleNamespace
+
+    from rpg.hosts.hourglass import heatmaps
+    from rpg.tasks import Pose
+
+    write_mpii(tmp_path)
+    data = load_pose("mpii", tmp_path)
+    seen = data.keypoints_test.clone()
+    seen[data.visible_test == 0] = 1.0  # a corner
+
+    class Right(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return heatmaps(seen, 64, 1.0, 4)[:, None]
+
+    pose = SimpleNamespace(data=data, module=Right(), device="cpu", stride=4)
+    assert Pose.measure(pose)["pckh"] == 1.0  # pyright: ignore[reportArgumentType]
+
+
+def test_a_damaged_picture_is_refused_by_its_path(tmp_path: Path) -> None:
+    write_mpii(tmp_path)
+    (tmp_path / "mpii" / "images" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"0\.png"):
+        load_pose("mpii", tmp_path)
+
+
 # -- depth and normals -----------------------------------------------------------------------------------------------
 
 

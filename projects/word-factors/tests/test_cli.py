@@ -339,6 +339,27 @@ def test_bad_input_exits_with_2_and_says_what_is_valid(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_damaged_groups_and_places_that_cannot_be_written_are_told_of(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(runs[0], run)
+    (run / "groups.json").write_text('{"model": ')
+    assert main(["factors", str(run)]) == 2
+    assert "groups.json" in capsys.readouterr().err
+    (run / "groups.json").unlink()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    generate = ["generate", str(run), "--factors", "0", "--force", "--out"]
+    for place in (tmp_path / "folder", tmp_path / "file" / "inside.txt"):
+        assert main([*generate, str(place)]) == 2
+        assert str(place) in capsys.readouterr().err
+    assert main(["explore", str(run), "--out", str(tmp_path / "file" / "page.html")]) == 2
+    assert "page.html" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_reproduce_smoke_on_embedded_data(tmp_path: Path) -> None:
     flags = ["--preset", "smoke", "--device", "cpu", "--quiet", "--jobs", "1", "--out", str(tmp_path / "out")]

@@ -343,6 +343,7 @@ class Loop:
         if self._checkpoints is None or self._saved_at == self.step:
             return
         self._flush()  # a step that was not finite must not become a checkpoint
+        self._check_weights()
         state = self._state()
         if self.primary:
             # A score belongs to the step that was evaluated; another step's weights must not be kept as the best.
@@ -351,6 +352,14 @@ class Loop:
             self._checkpoints.save(state, self.step, score)
         self._saved_at = self.step
         self.accelerator.wait_for_everyone()
+
+    def _check_weights(self) -> None:
+        """An update can ruin weights whose loss was still a number: they must not become a checkpoint either."""
+        for part, module in self.task.state().items():
+            if isinstance(module, nn.Module):
+                for name, weight in module.named_parameters():
+                    if not bool(weight.detach().isfinite().all()):
+                        self._diverged({"step": self.step, f"{part}.{name}": "not finite"}, f"{part}.{name}")
 
     def _state(self) -> dict[str, Any]:
         streams = [devices.rng_state()]

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rpg.data.files import open_image
 from rpg.data.names import DENSE, PLACES
 from shared.config import UserError, check_choice
 from shared.data import require
@@ -187,14 +188,12 @@ def triples(folder: Path, limit: int | None = None, size: int = 64) -> Triple:
         for kind in ("depth", "normals"):
             if not (folder / kind / name).exists():
                 raise UserError("triples", folder / kind / name, "a file that exists: rgb/ has one of that name")
-        with Image.open(folder / "rgb" / name) as image:
-            rgb = np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
-        with Image.open(folder / "depth" / name) as image:
-            if not image.mode.startswith("I"):
-                raise UserError("depth image", folder / "depth" / name, "16-bit grey", f"Its mode is {image.mode}.")
-            depth = np.asarray(image.resize((size, size), Image.Resampling.NEAREST)).astype(np.float32)
-        with Image.open(folder / "normals" / name) as image:
-            normal = np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.NEAREST)).astype(np.float32)
+        colours, depths, directions = (open_image(folder / kind / name) for kind in ("rgb", "depth", "normals"))
+        rgb = np.asarray(colours.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+        if not depths.mode.startswith("I"):
+            raise UserError("depth image", folder / "depth" / name, "16-bit grey", f"Its mode is {depths.mode}.")
+        depth = np.asarray(depths.resize((size, size), Image.Resampling.NEAREST)).astype(np.float32)
+        normal = np.asarray(directions.convert("RGB").resize((size, size), Image.Resampling.NEAREST)).astype(np.float32)
         normal = normal / 127.5 - 1
         length = np.linalg.norm(normal, axis=-1, keepdims=True)
         parts[0].append(rgb.transpose(2, 0, 1))

@@ -12,12 +12,15 @@ import pickle
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.config import UserError, check_choice
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Halves: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]
 # x_train, y_train, x_test, y_test, classes, label
@@ -162,8 +165,6 @@ def tree(folder: Path, label: str, size: int, classes: Sequence[str], complete: 
     Raises:
         UserError: a class that is missing, empty, or none of the set's; a grey image, another size; with the path.
     """
-    from PIL import Image, UnidentifiedImageError
-
     for part in ("train", "test"):
         found = {p.name for p in (folder / part).glob("*") if p.is_dir() and not p.name.startswith(".")}
         if missing := [name for name in classes if name not in found]:
@@ -180,11 +181,7 @@ def tree(folder: Path, label: str, size: int, classes: Sequence[str], complete: 
             if not paths:
                 raise UserError("image folder", folder / part / name, "at least one image (png, jpg, bmp)")
             for path in paths:
-                try:
-                    with Image.open(path) as image:
-                        pixels = np.asarray(image)
-                except (OSError, UnidentifiedImageError) as error:
-                    raise UserError("image", path, "a readable image", str(error)) from None
+                pixels = np.asarray(open_image(path))
                 if pixels.shape != (size, size, 3):
                     raise UserError(
                         "image", path, f"a colour image, {size} x {size} x 3", f"Its shape is {pixels.shape}."
@@ -199,6 +196,22 @@ def tree(folder: Path, label: str, size: int, classes: Sequence[str], complete: 
     return halves[0], halves[1], halves[2], halves[3], tuple(classes), label
 
 
+def open_image(path: Path) -> Image.Image:
+    """An image, decoded.
+
+    Raises:
+        UserError: it cannot be read, or is damaged.
+    """
+    from PIL import Image as pillow
+
+    try:
+        with pillow.open(path) as image:
+            image.load()
+            return image
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
+        raise UserError("image", path, "an image that can be read", str(error)) from None
+
+
 def sprite(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The Fashion-MNIST sprite: a 30 x 30 grid of 28 x 28 images, three rows a class in the order of labels.
 
@@ -208,13 +221,7 @@ def sprite(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     Raises:
         UserError: an image of another size.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("L"))
-    except OSError as error:
-        raise UserError("image", path, "an image that can be read", str(error)) from None
+    pixels = np.asarray(open_image(path).convert("L"))
     if pixels.shape != (840, 840):
         raise UserError("image", path, "a sprite of 840 x 840 pixels", f"Its shape is {pixels.shape}.")
     tiles = pixels.reshape(30, 28, 30, 28).transpose(0, 2, 1, 3).reshape(900, 1, 28, 28)

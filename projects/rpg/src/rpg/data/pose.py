@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rpg.data.files import open_image
 from rpg.data.names import PLACES, POSE
 from shared.config import UserError, check_choice
 from shared.data import require
@@ -208,10 +209,13 @@ def _people(people: Sequence[dict[str, Any]], folder: Path, size: int) -> list[T
             raise UserError("image", path, "a file that exists: the annotations name it")
         side = float(person["scale"]) * 250
         left, top = (float(centre) - side / 2 for centre in person["center"])
-        with Image.open(path) as image:
-            cut = image.convert("RGB").transform(
+        cut = (
+            open_image(path)
+            .convert("RGB")
+            .transform(
                 (size, size), Image.Transform.EXTENT, (left, top, left + side, top + side), Image.Resampling.BILINEAR
             )
+        )
         images.append(np.asarray(cut).transpose(2, 0, 1))
         joints = np.asarray(person["joints"], np.float32)[:, :2]
         keypoints.append((joints - np.array([left, top], np.float32)) * (size / side))
