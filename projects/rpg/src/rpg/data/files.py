@@ -209,7 +209,7 @@ def open_image(path: Path) -> Image.Image:
             image.load()
             return image
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
-        raise UserError("image", path, "an image that can be read", str(error)) from None
+        raise UserError("image", path, "a readable image", str(error)) from None
 
 
 def sprite(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
