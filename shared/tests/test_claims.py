@@ -170,6 +170,23 @@ def test_smoke_runs_its_cells_in_this_process_and_leaves_it_as_it_was(
         reproduce(ToyStudy(), replace(smoke, force=True))
 
 
+def test_the_longer_cpu_preset_shares_cells_and_has_results_of_its_own(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="cpu-long"):
+        reproduce(ToyStudy(), settings(home, preset="cpu-long"))
+    monkeypatch.setattr(ToyStudy, "presets", (*ToyStudy.presets, "cpu-long"))
+    monkeypatch.chdir(home)
+    (home / "claims.toml").write_text(CLAIMS.replace("threshold = { gpu = 0.1 }", "threshold = { cpu-long = 0.1 }"))
+    for preset in ("cpu", "cpu-long"):
+        assert reproduce(ToyStudy(), settings(home, preset=preset, out=None)) == (preset == "cpu-long")
+    assert runs(home) == ["0", "1", "2"]
+    assert [path.name for path in sorted((home / "results").glob("*.json"))] == ["cpu-long.json", "cpu.json"]
+    section = member_section(home)
+    assert section.index("Preset `cpu`") < section.index("Preset `cpu-long`")
+    assert section.count("Asked for under other presets") == 1
+
+
 def test_a_failed_gate_exits_with_1(home: Path) -> None:
     (home / "claims.toml").write_text(CLAIMS.replace("gated = false", "gated = true"))
     assert reproduce(ToyStudy(), settings(home)) == 1

@@ -140,6 +140,8 @@ def test_time_limit_stops_with_a_checkpoint_that_can_be_resumed(tmp_path: Path) 
     assert summary["status"].startswith("stopped after")
     assert (tmp_path / "run" / "checkpoints" / f"step-{summary['steps']:09d}.pt").exists()
     assert summary["steps"] < 100_000
+    # What is reported was measured on the weights that the run ended with.
+    assert next(reversed(list(read_metrics(tmp_path / "run", "eval"))))["step"] == summary["steps"]
 
 
 def test_resume_before_the_first_checkpoint_starts_over_with_a_warning(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_cifar_archive_is_read_in_order(tmp_path: Path) -> None:
     data = load("cifar10", tmp_path)
     assert torch.equal(data.x_train, torch.from_numpy(images))
     assert data.classes[3] == "class 3"
-    assert data.label == "CIFAR-10"
+    assert data.label == "CIFAR-10 subset 20/10"
 
 
 class Hostile:
@@ -297,6 +297,18 @@ def test_image_folders_go_through_the_usual_crops(tmp_path: Path) -> None:
     data = imagefolder(tmp_path, size=32)
     assert data.train[0][0].shape == data.test[1][0].shape == (3, 32, 32)
     assert data.test[1][1] == 1
+    again = [torch.equal(a, b) for (a, _), (b, _) in zip(data.plain, data.plain, strict=True)]
+    assert again == [True, True]  # the training set as it is measured: no chance in it
+    still, moving = imagefolder(tmp_path, size=32, augment="none"), imagefolder(tmp_path, size=32, augment="flip")
+    torch.testing.assert_close(still.train[0][0], data.plain[0][0])
+    seen = [moving.train[0][0] for _ in range(30)]
+    plain = data.plain[0][0]
+    assert all(torch.equal(x, plain) or torch.equal(x, plain.flip(-1)) for x in seen)
+    assert any(not torch.equal(x, plain) for x in seen)
+    few = imagefolder(tmp_path, size=32, max_train=1)
+    assert (len(few.train), len(few.plain), len(few.test), few.label) == (1, 1, 2, "image folders, 1/2 of them")
+    with pytest.raises(UserError, match="--max-test"):
+        imagefolder(tmp_path, max_test=3)
     (tmp_path / "val" / "c").mkdir()
     with pytest.raises(UserError, match=r"(?s)same classes.*c"):
         imagefolder(tmp_path)

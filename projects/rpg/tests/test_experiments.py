@@ -15,9 +15,9 @@ from rpg.experiments import RpgStudy, best, chosen, gap, learning_rates, log_cor
 from rpg.plots import draw_study
 from shared.claims import Cell, Outcomes, ReproduceConfig, judge, read_claims
 from shared.cli import member_home
-from shared.config import from_json
+from shared.config import UserError, from_json
 
-PRESETS = ("smoke", "cpu", "gpu", "paper")
+PRESETS = ("smoke", "cpu", "cpu-long", "gpu", "paper")
 CLAIMS = read_claims(member_home("rpg") / "claims.toml").claims
 
 
@@ -35,6 +35,11 @@ def invented(cell: Cell) -> dict[str, Any]:
         "pruned",
         "pruned_at_once",
         "train",
+        "corrupted",
+        "noise",
+        "blur",
+        "contrast",
+        "brightness",
     )
     shares = [f"pruned_{share:g}" for share in train.PRUNED_SHARES]
     values = {"accuracy": accuracy} | {f"{name}_accuracy": accuracy / 2 for name in (*names, *shares)}
@@ -69,6 +74,10 @@ def test_without_data_a_claim_is_judged_or_says_what_is_wanting(
 ) -> None:
     monkeypatch.setattr(rpg.data.names, "present", lambda data, root: False)
     config = ReproduceConfig(preset=preset, data_root=tmp_path)
+    if preset == "cpu-long":  # all of it is about one set
+        with pytest.raises(UserError, match=r"--data-root.*\n.*CIFAR-10"):
+            RpgStudy().cells(config)
+        return
     cells, absent = RpgStudy().cells(config), RpgStudy().absent(config)
     outcomes = Outcomes((cell, {"values": invented(cell), "seconds": 1.0}) for cell in cells)
     for claim in CLAIMS:
@@ -98,13 +107,49 @@ def test_the_cpu_preset_is_the_specified_one(monkeypatch: pytest.MonkeyPatch, tm
             assert (cell.settings["max_train"], cell.settings["max_test"], cell.settings["steps"]) == (4000, 1000, 500)
         else:
             assert cell.settings["steps"] == 400
-    # Every method of the residual network meets the same learning rates, rings and baselines alike.
-    rates = {name.rpartition(" lr=")[0]: set() for name in (c.name for c in cells) if name.startswith("conv cifar10")}
+    assert len(rates_of(cells, "conv cifar10", "lr")) == 6
+    assert all(found == {experiments.CONV_RATE} for found in rates_of(cells, "conv cifar10", "lr").values())
+    # Rings meet the same learning rates under both plans.
+    tried = rates_of(cells, "mnist5k mlp even", "ring_lr") | rates_of(cells, "mnist5k mlp reuse", "ring_lr")
+    assert len(tried) == 9
+    assert all(found == set(experiments.RING_RATES) for found in tried.values())
+
+
+def rates_of(cells: list[Cell], prefix: str, field: str) -> dict[str, set[float]]:
+    found: dict[str, set[float]] = {}
     for cell in cells:
-        if cell.name.startswith("conv cifar10"):
-            rates[cell.name.rpartition(" lr=")[0]].add(cell.settings["lr"])
+        if cell.name.startswith(prefix):
+            found.setdefault(cell.name.rpartition(" lr=")[0], set()).add(cell.settings[field])
+    return found
+
+
+def test_the_longer_preset_tunes_every_method_alike_and_goes_on_from_the_shorter(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cells, _ = study("cpu-long", monkeypatch, tmp_path)
+    rates = rates_of(cells, "conv cifar10", "lr")
     assert len(rates) == 7
     assert all(found == set(experiments.CONV_RATES) for found in rates.values())
+    shorter, _ = study("cpu", monkeypatch, tmp_path)
+    shared = {cell.key() for cell in cells} & {cell.key() for cell in shorter}
+    assert len(shared) == 6 * 3  # the same file: what one has run, the other has
+
+
+def test_leads_costs_and_slopes_are_what_they_say() -> None:
+    values = {"plain": (0.9, 0.6, 0.5), "ring": (0.7, 0.55, 0.48)}
+    outcomes = Outcomes(
+        (Cell(name, {}, 0), {"values": dict(zip(keys, row, strict=True)), "seconds": 1})
+        for keys in [("train_accuracy", "accuracy", "corrupted_accuracy")]
+        for name, row in values.items()
+    )
+    assert experiments.gap_narrows(outcomes, "plain", "ring") == pytest.approx([0.3 - 0.15])
+    assert experiments.corruption_costs_less(outcomes, "plain", "ring") == pytest.approx([0.1 - 0.07])
+    line: list[tuple[Cell, dict[str, Any]]] = []
+    for stem, slope in (("a 1/", 0.1), ("b 1/", 0.2)):
+        for ratio in experiments.PAPER_RATIOS:
+            row = {"accuracy": 0.3 + slope * math.log10(1000 / ratio), "ring": 1000 / ratio}
+            line.append((Cell(f"{stem}{ratio}", {}, 0), {"values": row, "seconds": 1}))
+    assert experiments.slope_ratio(Outcomes(line), ("a 1/", "b 1/")) == pytest.approx([0.5])
 
 
 def table(**values: list[float]) -> Outcomes:

@@ -26,13 +26,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
-from shared.config import Preset, RunFailed, Stopped, UserError, check_choice, check_range
+from shared.config import RunFailed, Stopped, UserError, check_choice, check_range
 
 Comparison = Literal[">=", "<=", "within", "between"]
 KEPT = "Stopped. Finished cells are kept; the same command goes on."
 COMPARISONS = (">=", "<=", "within", "between")
+# The presets of `reproduce`, from the shortest on; cpu-long is what the minutes of cpu leave out.
+Ladder = Literal["smoke", "cpu", "cpu-long", "gpu", "paper"]
+LADDER: tuple[Ladder, ...] = get_args(Ladder)
 
 
 @dataclass(frozen=True)
@@ -220,11 +223,12 @@ class Study:
 
     Attributes:
         member: the paper. package: its import name.
-        data_labels: what the cells were run on, for the results file; filled by `cells`.
+        presets: those that there are cells for.
     """
 
     member: ClassVar[str]
     package: ClassVar[str]
+    presets: ClassVar[tuple[Ladder, ...]] = ("smoke", "cpu", "gpu", "paper")
 
     def cells(self, config: ReproduceConfig) -> list[Cell]:
         """What must be run for a preset. Refuses here, before hours are spent, what cannot work."""
@@ -256,10 +260,12 @@ class Study:
 class ReproduceConfig:
     """Flags of `reproduce`."""
 
-    preset: Preset = "cpu"
-    """smoke: seconds; cpu: some minutes on two cores; gpu: one large GPU; paper: the paper's own setting."""
+    preset: Ladder = "cpu"
+    """smoke: seconds; cpu: some minutes on two cores; cpu-long: what these leave out, where a member has it; gpu: one
+    large GPU; paper: the paper's own setting."""
     out: Path | None = None
-    """Where finished cells are kept; default: runs/<member>/reproduce-<preset>. They are not run again."""
+    """Where finished cells are kept; default: runs/<member>/reproduce-<preset>, cpu-long with cpu. They are not run
+    again."""
     results: Path | None = None
     """Where <preset>.json and the figures go. Default: the member's results/ in a checkout, else --out."""
     data_root: Path | None = None
@@ -283,10 +289,15 @@ class ReproduceConfig:
     """Run finished cells again."""
 
     def __post_init__(self) -> None:
-        check_choice("--preset", self.preset, ("smoke", "cpu", "gpu", "paper"))
+        check_choice("--preset", self.preset, LADDER)
         check_range("--seeds", self.seeds, 1)
         check_range("--jobs", self.jobs, 1)
         check_range("--max-minutes", self.max_minutes, 0, open_low=True)
+
+    @property
+    def scale(self) -> str:
+        """The preset of single runs: cpu for cpu-long too."""
+        return self.preset.removesuffix("-long")
 
 
 def reproduce(study: Study, config: ReproduceConfig) -> int:
@@ -302,9 +313,10 @@ def reproduce(study: Study, config: ReproduceConfig) -> int:
     """
     from shared.cli import member_home, print_table
 
+    check_choice("--preset", config.preset, study.presets)
     home = member_home(study.package)
     claims = read_claims(home / "claims.toml")
-    out = config.out or Path("runs") / study.member / f"reproduce-{config.preset}"
+    out = config.out or Path("runs") / study.member / f"reproduce-{config.scale}"
     results = config.results or home / "results"
     cells = study.cells(config)
     if config.only is not None:
@@ -321,9 +333,8 @@ def reproduce(study: Study, config: ReproduceConfig) -> int:
     rows = [judge(claim, study, outcomes, config.preset, absent) for claim in claims.claims]
     report = results_file(study, config, claims, rows, finished, failed, cells)
     partial = lesser(study, config, cells, finished, results / f"{config.preset}.json")
-    drawn = study.figures(
-        Outcomes(finished, cells), (out if partial or config.preset == "smoke" else results) / "figures"
-    )
+    figures = (out if partial or config.preset == "smoke" else results) / "figures"
+    drawn = study.figures(Outcomes(finished, cells), figures / "long" if config.preset == "cpu-long" else figures)
     target = (out if partial else results) / f"{config.preset}.json"
     report["figures"] = [
         path.relative_to(target.parent).as_posix() for path in drawn if path.is_relative_to(target.parent)
@@ -726,9 +737,9 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def member_section(home: Path) -> str:
     """The generated part of a member's README: a table for every results file, then its further tables."""
     parts = []
-    for preset in ("cpu", "gpu", "paper"):
+    for preset in LADDER:
         path = home / "results" / f"{preset}.json"
-        if not path.exists():
+        if preset == "smoke" or not path.exists():
             continue
         report = json.loads(path.read_text(encoding="utf-8"))
         on = "; ".join(
@@ -739,7 +750,7 @@ def member_section(home: Path) -> str:
         here, elsewhere = by_preset(report["claims"])
         parts.append(f"### Preset `{preset}`\n")
         parts.append(markdown(("claim", "paper", "ours [95 % interval] (gate)", "verdict"), table_rows(here)) + "\n")
-        if elsewhere:
+        if elsewhere and preset != "cpu-long":
             parts.append(
                 "Asked for under other presets:\n\n" + "\n".join(f"- {row['statement']}" for row in elsewhere) + "\n"
             )

@@ -277,11 +277,11 @@ class Loop:
                 if last or self.step % config.log_every == 0:
                     self._flush(bar)
                 bar.update()
-                if last or self.step % eval_every == 0:
-                    self._evaluate()
                 stop = self._asked_to_stop()
                 limit = config.max_minutes is not None and self.seconds > 60 * config.max_minutes and not last
                 limit = self._agree(limit) if config.max_minutes is not None else False
+                if last or limit or self.step % eval_every == 0:
+                    self._evaluate()
                 if last or stop or limit or self.step % save_every == 0:
                     self._save()
                 if stop:

@@ -27,7 +27,7 @@ from rpg.flops import macs
 from rpg.networks import Shape, build_network
 from rpg.plan import PERMUTED
 from rpg.tasks import Folders, Images, NetworkTask
-from rpg.train import account, finetune, label, measure, model_key, need_ring, open_run
+from rpg.train import account, corrupted, finetune, label, measure, model_key, need_ring, open_run
 from rpg.wrap import RPGModel
 from shared.checkpoint import save_atomically
 from shared.claims import Cell, Outcomes, ReproduceConfig, Study, run_cells
@@ -71,14 +71,8 @@ def evaluate(config: EvaluateConfig) -> int:
     if "accuracy" in metrics:
         metrics["train_test_gap"] = metrics["train_accuracy"] - metrics["accuracy"]
     if config.corruptions:
-        from rpg.data.corruptions import CORRUPTIONS, corrupt
-
-        images = need_images(task)
-        for kind in CORRUPTIONS:
-            for severity in (1, 3, 5):
-                worse = corrupt(images.data.x_test, kind, severity, seed=0)
-                found = images.score_images(worse, images.data.y_test)["accuracy"]
-                metrics[f"accuracy, {kind} {severity}"] = found
+        found = corrupted(need_images(task))
+        metrics |= {f"accuracy, {kind} {severity}": value for (kind, severity), value in found.items()}
     rows: list[tuple[str, object]] = [("data", label(task)), ("checkpoint of step", step), *account(task)]
     print_table("run", ("", "value"), rows, config.quiet)
     print_table("measured", ("metric", "value"), list(metrics.items()), config.quiet)
@@ -223,10 +217,10 @@ def sweep(config: SweepConfig) -> int:
     for name in outcomes.names():
         first, values = outcomes.raw(name)[0], outcomes.values(name, _metric(outcomes.raw(name)[0]))
         mean = sum(values) / len(values)
-        rows.append(
-            (name, f"{first['ring']:,}", f"{first['parameters']:,}", mean, " ".join(f"{v:.4f}" for v in values))
-        )
-    print_table(f"sweep on {config.data}", ("run", "ring M", "parameters", "mean", "per seed"), rows, config.quiet)
+        sizes = f"{first['ring']:,}", f"{first['parameters']:,}", f"{first['mflops']:.3g}"
+        rows.append((name, *sizes, mean, " ".join(f"{v:.4f}" for v in values)))
+    columns = ("run", "ring M", "parameters", "MFLOPs", "mean", "per seed")
+    print_table(f"sweep on {config.data}", columns, rows, config.quiet)
     record = [
         {"name": c.name, "seed": c.seed, "settings": dict(c.settings), "values": o["values"], "seconds": o["seconds"]}
         for c, o in finished

@@ -69,7 +69,7 @@ class TrainConfig(RunConfig):
     """Name patterns that stay the host's own."""
     host_options: tuple[str, ...] = ()
     """Options of the host as name=value, e.g. width=64 depth=4."""
-    recipe: Recipe = "onecycle"
+    recipe: Recipe = "paper"
     """onecycle: SGD-Nesterov to --lr and down; adam: cosine to 0; paper, repo: the paper's and the authors' code's
     schedules; imagenet: the paper's for ImageNet."""
     lr: float | None = None
@@ -83,7 +83,7 @@ class TrainConfig(RunConfig):
     batch_size: int = 128
     """Samples a step and device."""
     augment: Augment = "none"
-    """Random flips; pad-4 crops and flips."""
+    """Random flips; pad-4 crops and flips (image folders: crops of random size)."""
     prune_rounds: PruneRounds = 3
     """Method `pruned`: at once at half of the run, or in three rounds from there; the rest is fine-tuning."""
     max_train: int | None = None
@@ -172,7 +172,9 @@ def _literal(text: str) -> int | float | bool | str:
     return text
 
 
-_CPU = TrainConfig(steps=500, device="auto", data="mnist5k", host="patch-resnet", compression=8.0, lr=0.1)
+_CPU = TrainConfig(
+    steps=500, device="auto", data="mnist5k", host="patch-resnet", compression=8.0, recipe="onecycle", lr=0.1
+)
 TRAIN_PRESETS: dict[str, TrainConfig] = {
     "cpu": _CPU,
     "smoke": replace(

@@ -3,7 +3,8 @@
 A: a perceptron on digits. B: a small residual network on natural images. C: the comparisons that do not simply hold,
 from the same cells. D: keys, pruning, quantisation on B's model.
 In A every method gets the best learning rate of a grid, chosen by mean test accuracy over the seeds: one rule for rings
-and baselines. B and D are judged at the specified rate; what tuning changes there is shown beside it, ungated.
+and baselines. B and D are judged at the specified rate; what tuning changes there, and a ring for every block, is
+the preset cpu-long, ungated.
 Complete MNIST and Fashion-MNIST repeat A at one rate for all rings and one for all plain networks, those that won on
 MNIST-5k. The GPU preset is ResNet-18 on CIFAR-10; the paper preset is ImageNet as published.
 """
@@ -11,6 +12,7 @@ MNIST-5k. The GPU preset is ResNet-18 on CIFAR-10; the paper preset is ImageNet 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -18,22 +20,22 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rpg.config import TrainConfig
-from rpg.data.names import DataName
-from shared.claims import Cell, Missing, Outcomes, ReproduceConfig, Study
-from shared.config import from_json
+from rpg.data.names import PLACES, DataName
+from shared.claims import LADDER, Cell, Ladder, Missing, Outcomes, ReproduceConfig, Study
+from shared.config import UserError, from_json
 
 RINGS = (100, 300, 1000, 3000, 10000)  # M of experiment A
 REUSED = (300, 1000, 3000, 10000)
 # Hidden width of the narrow perceptrons and the ring they stand beside: 807, 3,210, 9,706 and 29,962 parameters.
 NARROW = {1: 1000, 4: 3000, 12: 10000, 36: None}
 RING_RATES = (6e-2, 1.2e-1, 2e-1, 4e-1)
-REUSE_RATES = (6e-2, 1.2e-1, 2e-1)  # at 0.4 reuse was behind its best by points at every M
 OWN_RATES = (1e-3, 3e-3, 1e-2)
 WON = (1.2e-1,), (3e-3,)  # on MNIST-5k: best of the rings' rates at M = 3,000, best of the plain networks' throughout
 CONV_RATE = 0.1  # the specified peak of the one-cycle schedule
-CONV_RATES = (CONV_RATE, 0.2)  # the tuned comparison
-PAPER_RATIOS = (2, 4, 8, 16, 64, 256, 1024)
-SEEDS = {"smoke": 1, "cpu": 3, "gpu": 2, "paper": 1}
+CONV_RATES = (CONV_RATE, 0.2)  # the tuned comparison, of the preset cpu-long
+CONV_METHODS = ("vanilla", "even 1/8", "even 1/32", "reuse 1/8", "hash 1/8", "narrow 11")  # of the preset cpu
+PAPER_RATIOS = (1, 2, 4, 8, 16, 64, 256, 1024)
+SEEDS = {"smoke": 1, "cpu": 3, "cpu-long": 3, "gpu": 2, "paper": 1}
 
 
 def perceptron_cells(
@@ -44,15 +46,14 @@ def perceptron_cells(
     own_rates: Sequence[float] = OWN_RATES,
     widths: Sequence[int] = tuple(NARROW),
     reused: Sequence[int] = REUSED,
-    reuse_rates: Sequence[float] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Experiment A on one data set: name -> fields of `TrainConfig`."""
     base = {"data": data, "host": "mlp", "recipe": "adam", "steps": steps, "batch_size": 128, "ring_init": "unit"}
     cells: dict[str, dict[str, Any]] = {}
     plain = [size for size in reused if size in rings]
-    for plan, sizes, tried in (("even", rings, rates), ("reuse", plain, reuse_rates or rates)):
+    for plan, sizes in (("even", rings), ("reuse", plain)):
         for size in sizes:
-            for rate in tried:
+            for rate in rates:
                 name = f"{data} mlp {plan} M={size} lr={rate:g}"
                 cells[name] = {**base, "plan": plan, "ring_size": size, "ring_lr": rate, "lr": 3e-3}
     for width in widths:
@@ -133,6 +134,7 @@ def paper_cells(root: Path) -> dict[str, dict[str, Any]]:
                 cells[f"{data} {host} pruned 1/{ratio}"] = {**size, "method": "pruned"}
             # One absolute size under both hosts: is the larger one better at equal degrees of freedom?
             cells[f"{data} {host} even M=500000"] = {**base, "host": host, "ring_size": 500_000}
+        cells[f"{data} resnet18 even M=8192"] = {**base, "host": "resnet18", "ring_size": 8192}
         for scope in ("stage", "block", "layer"):
             cells[f"{data} resnet18 even 1/8 {scope}"] = {
                 **base,
@@ -149,7 +151,7 @@ def paper_cells(root: Path) -> dict[str, dict[str, Any]]:
             cells[f"{data} msblock reuse calls={calls}"] = {**block, **options, "plan": "seq"}
     if present("imagefolder", root):
         base = {
-            "data": "imagefolder", "recipe": "imagenet", "epochs": 225, "batch_size": 256, "augment": "none",
+            "data": "imagefolder", "recipe": "imagenet", "epochs": 225, "batch_size": 256, "augment": "crop-flip",
             "loader_workers": 8,
         }  # fmt: skip
         cells |= {
@@ -158,7 +160,7 @@ def paper_cells(root: Path) -> dict[str, dict[str, Any]]:
             "imagenet resnet18 ring": {**base, "host": "resnet18", "ring_size": 2_359_296},
             "imagenet resnet18 half": {**base, "host": "resnet18", "dof_ratio": 0.5},
             "imagenet resnet34 half": {**base, "host": "resnet34", "dof_ratio": 0.5},
-            "imagenet resnet34 extreme": {**base, "host": "resnet34", "ring_size": 53_146},
+            "imagenet resnet34 extreme": {**base, "host": "resnet34", "ring_size": 53_145},
         }
     adam = {"recipe": "adam", "lr": 2.5e-4, "ring_lr": 2.5e-4, "batch_size": 16}
     if present("mpii", root):
@@ -181,6 +183,7 @@ class RpgStudy(Study):
 
     member: ClassVar[str] = "rpg"
     package: ClassVar[str] = "rpg"
+    presets: ClassVar[tuple[Ladder, ...]] = LADDER
     libraries: ClassVar[tuple[str, ...]] = ("mlxtend", "scikit-learn")
 
     def cells(self, config: ReproduceConfig) -> list[Cell]:
@@ -198,14 +201,19 @@ class RpgStudy(Study):
                 "compression": 8.0, "steps": 120,
             }  # fmt: skip
         elif config.preset == "cpu":
-            planned = perceptron_cells("mnist5k", 400, RINGS, RING_RATES, reuse_rates=REUSE_RATES)
+            planned = perceptron_cells("mnist5k", 400, RINGS, RING_RATES)
             if present("cifar10", root):
-                planned |= conv_cells("cifar10", 500)
+                planned |= conv_cells("cifar10", 500, (CONV_RATE,), CONV_METHODS)
             # The fallback of those who have no CIFAR-10; small enough to be run by everyone.
             planned |= conv_cells("mnist5k", 500, (CONV_RATE,), ("vanilla", "even 1/8"))
             for data in ("mnist", "fashion"):
                 if present(data, root):
                     planned |= perceptron_cells(data, 400, RINGS, *WON, widths=(4, 12), reused=())
+        elif config.preset == "cpu-long":
+            planned = conv_cells("cifar10", 500) if present("cifar10", root) else {}
+            if not planned:
+                places = " or ".join(PLACES["cifar10"])
+                raise UserError("--data-root", root, f"a folder with CIFAR-10: {places}", "cpu-long is about it alone.")
         elif config.preset == "gpu":
             planned = resnet_cells()
         else:
@@ -236,7 +244,7 @@ class RpgStudy(Study):
     def run(self, cell: Cell, config: ReproduceConfig) -> dict[str, Any]:
         from rpg.train import measure
 
-        flags = {"seed": cell.seed, "device": config.device, "quiet": True, "preset": config.preset}
+        flags = {"seed": cell.seed, "device": config.device, "quiet": True, "preset": config.scale}
         settings = from_json(TrainConfig, {**cell.settings, **flags, "data_root": config.data_root})
         return measure(
             settings,
@@ -244,6 +252,7 @@ class RpgStudy(Study):
             afterwards=cell.name.endswith(f" even 1/8 lr={CONV_RATE:g}"),
             # Nothing asks how well 60,000 digits are fitted.
             training_set=not cell.name.startswith(("mnist ", "fashion ", "timing ")),
+            corruptions=cell.name.startswith(("conv cifar10 ", "cifar10 ", "cifar100 ")),
         )
 
     def _data(self, settings: TrainConfig) -> Any:
@@ -267,9 +276,12 @@ class RpgStudy(Study):
                 f"{prefix}-10k-minus-narrow": partial(
                     gap, left=f"{data} mlp even M=10000", right=f"{data} mlp narrow h=12"
                 ),
-                f"{prefix}-even-minus-reuse-3k": partial(
-                    gap, left=f"{data} mlp even M=3000", right=f"{data} mlp reuse M=3000"
-                ),
+                **{
+                    f"{prefix}-even-minus-reuse-{size}": partial(
+                        gap, left=f"{data} mlp even M={size}", right=f"{data} mlp reuse M={size}"
+                    )
+                    for size in REUSED
+                },
                 f"{prefix}-log-correlation": partial(log_correlation, stem=f"{data} mlp even M="),
             }
         conv = {
@@ -284,6 +296,12 @@ class RpgStudy(Study):
             left, right = f"conv cifar10 {left}", f"conv cifar10 {right}"
             found[name] = partial(difference, left=specified(left), right=specified(right))
             found[f"{name}-tuned"] = partial(gap, left=left, right=right)
+        for prefix, plain, ring in (
+            ("conv", specified("conv cifar10 vanilla"), specified("conv cifar10 even 1/8")),
+            ("cifar10", "cifar10 resnet18 vanilla", "cifar10 resnet18 even 1/8"),
+        ):
+            found[f"{prefix}-gap-narrows"] = partial(gap_narrows, plain=plain, ring=ring)
+            found[f"{prefix}-corruption-costs-less"] = partial(corruption_costs_less, plain=plain, ring=ring)
         found["conv-mnist5k-vanilla-minus-eighth"] = partial(
             difference, left=specified("conv mnist5k vanilla"), right=specified("conv mnist5k even 1/8")
         )
@@ -314,6 +332,13 @@ class RpgStudy(Study):
                 difference, left="cifar10 resnet18 even 1/8", right="cifar10 resnet18 even 1/8 layer"
             ),
             "cifar10-half": partial(difference, left="cifar10 resnet18 vanilla", right="cifar10 resnet18 even 1/2"),
+            "cifar10-slopes": partial(slope_ratio, stems=("cifar10 resnet34 even 1/", "cifar10 resnet18 even 1/")),
+            "cifar100-half": partial(difference, left="cifar100 resnet18 vanilla", right="cifar100 resnet18 even 1/2"),
+            "cifar100-8k": lambda o: o.values("cifar100 resnet18 even M=8192", "accuracy"),
+            "imagenet-resnet18-half": lambda o: o.values("imagenet resnet18 half", "accuracy"),
+            "imagenet-resnet34-half": lambda o: o.values("imagenet resnet34 half", "accuracy"),
+            "mpii-even-minus-seq": partial(difference, left="mpii even 1/4", right="mpii seq 1/4", metric="pckh"),
+            "mpii-vanilla-minus-even": partial(difference, left="mpii vanilla", right="mpii even 1/4", metric="pckh"),
             "cifar10-msblock": partial(difference, left="cifar10 msblock even calls=3", right="cifar10 msblock deq"),
             "cifar10-pruned": partial(
                 difference, left="cifar10 resnet18 even 1/16", right="cifar10 resnet18 pruned 1/16"
@@ -353,10 +378,24 @@ class RpgStudy(Study):
             tables["Mean accuracy (%) over learning rates"] = (("method", *(f"{r:g}" for r in rates)), body)
         for prefix, metric in (("mpii", "pckh"), ("multitask", "depth_error")):
             names = [name for name in outcomes.names() if name.startswith(prefix + " ")]
-            body = [(n, f"{outcomes.raw(n)[0]['parameters']:,}", *_numbers(outcomes.values(n, metric))) for n in names]
+            body = [
+                (
+                    name,
+                    f"{outcomes.raw(name)[0]['parameters']:,}",
+                    f"{outcomes.raw(name)[0]['mflops']:.3g}",
+                    *_numbers(outcomes.values(name, metric)),
+                )
+                for name in names
+            ]
             if body:
                 label = outcomes.raw(names[0])[0]["data"]
-                tables[f"{prefix} on {label}"] = (("method", "parameters", metric, "per seed"), body)
+                tables[f"{prefix} on {label}"] = (("method", "parameters", "MFLOPs", metric, "per seed"), body)
+        for prefix in ("conv cifar10", "cifar10", "cifar100"):
+            names = [name for name in outcomes.names() if name.startswith(prefix + " ")]
+            if names:
+                label = outcomes.raw(names[0])[0]["data"]
+                rows = [_generalisation(outcomes, name) for name in names]
+                tables[f"Training set, test set, and corrupted test images of {label}"] = (GENERALISATION, rows)
         for data in conv_data(outcomes):
             name = specified(f"conv {data} even 1/8")
             kinds = {
@@ -383,8 +422,10 @@ class RpgStudy(Study):
         return (label, rate, *sizes, f"{first['mflops']:.3g}", *_shown(outcomes.values(name, "accuracy")))
 
     def figures(self, outcomes: Outcomes, folder: Path) -> list[Path]:
-        from rpg.plots import draw_study
+        from rpg.plots import draw_study, plans
 
+        if "conv cifar10 even 1/8 block lr=0.2" in outcomes:  # cpu-long: the rest is drawn under cpu
+            return [plans(outcomes, "cifar10", folder / "plans", tuned=True)]
         return draw_study(outcomes, folder)
 
 
@@ -395,6 +436,24 @@ def _loaded(data: DataName, root: Path | None, max_train: int | None, max_test: 
     from shared.data import data_root
 
     return load(data, data_root(root), max_train=max_train, max_test=max_test, seed=seed)
+
+
+GENERALISATION = (
+    "cells", "parameters", "MFLOPs", "training set", "test set", "lead", "corrupted", "cost of corruption",
+    "noise", "blur", "contrast", "brightness",
+)  # fmt: skip
+
+
+def _generalisation(outcomes: Outcomes, name: str) -> tuple[str, ...]:
+    """A row of that table: means over the seeds in percent; corrupted is the mean over kinds and severities."""
+    first = outcomes.raw(name)[0]
+    kinds = ("train", "test", "corrupted", "noise", "blur", "contrast", "brightness")
+    metrics = {kind: "accuracy" if kind == "test" else f"{kind}_accuracy" for kind in kinds}
+    mean = {kind: 100 * statistics.fmean(outcomes.values(name, metric)) for kind, metric in metrics.items()}
+    shown = [mean["train"], mean["test"], mean["train"] - mean["test"], mean["corrupted"]]
+    shown += [mean["test"] - mean["corrupted"], *(mean[kind] for kind in kinds[3:])]
+    sizes = f"{first['parameters']:,}", f"{first['mflops']:.3g}"
+    return name, *sizes, *(f"{value:.1f}" for value in shown)
 
 
 def _shown(values: Sequence[float]) -> tuple[str, str]:
@@ -465,9 +524,39 @@ def gap(outcomes: Outcomes, left: str, right: str) -> list[float]:
     return subtract(best(outcomes, left), best(outcomes, right))
 
 
-def difference(outcomes: Outcomes, left: str, right: str) -> list[float]:
-    """Difference of accuracies a seed: both saw the same batches."""
-    return subtract(outcomes.values(left, "accuracy"), outcomes.values(right, "accuracy"))
+def difference(outcomes: Outcomes, left: str, right: str, metric: str = "accuracy") -> list[float]:
+    """Difference of a metric a seed: both saw the same batches."""
+    return subtract(outcomes.values(left, metric), outcomes.values(right, metric))
+
+
+def gap_narrows(outcomes: Outcomes, plain: str, ring: str) -> list[float]:
+    """By how much the training set's lead over the test set is smaller with a ring, a seed."""
+    lead = [
+        subtract(outcomes.values(name, "train_accuracy"), outcomes.values(name, "accuracy")) for name in (plain, ring)
+    ]
+    return subtract(*lead)
+
+
+def corruption_costs_less(outcomes: Outcomes, plain: str, ring: str) -> list[float]:
+    """By how much less accuracy corrupted test images cost with a ring, a seed."""
+    cost = [
+        subtract(outcomes.values(name, "accuracy"), outcomes.values(name, "corrupted_accuracy"))
+        for name in (plain, ring)
+    ]
+    return subtract(*cost)
+
+
+def slope_ratio(outcomes: Outcomes, stems: tuple[str, str]) -> list[float]:
+    """Slope of accuracy over log10 M of one host over that of another, from half of the weights downwards, a seed."""
+    import numpy as np
+
+    slopes = []
+    for stem in stems:
+        names = [f"{stem}{ratio}" for ratio in PAPER_RATIOS if ratio > 1]
+        logs = np.log10([outcomes.raw(name)[0]["ring"] for name in names])
+        accuracy = np.array([outcomes.values(name, "accuracy") for name in names])  # [M, seeds]
+        slopes.append(np.polyfit(logs, accuracy, 1)[0])
+    return [float(value) for value in slopes[0] / slopes[1]]
 
 
 def subtract(left: Sequence[float], right: Sequence[float]) -> list[float]:

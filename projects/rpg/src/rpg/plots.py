@@ -210,15 +210,19 @@ def _band(axes: Any, points: Sequence[tuple[float, Sequence[float]]], colour: st
     axes.fill_between(x, [min(v) for _, v in points], [max(v) for _, v in points], color=colour, alpha=0.2)
 
 
-def plans(outcomes: Outcomes, data: str, path: Path) -> Path:
-    """Plans, scopes and baselines on the residual network: means with intervals, and every seed."""
+def plans(outcomes: Outcomes, data: str, path: Path, tuned: bool = False) -> Path:
+    """Plans, scopes and baselines on the residual network: means with intervals, and every seed; at the specified
+    learning rate, or each at the best of those that were tried."""
     names = _residual(outcomes, data)
+    if tuned:
+        names = {label: chosen(outcomes, f"conv {data} {label}") for label in names}
+    what = "Residual network" + (", each at its best learning rate" if tuned else "")
     with figure(path, figsize=(6.2, 3.8), svg=False) as (_, axes):
         for place, name in enumerate(names.values()):
             _marks(axes, place, outcomes.values(name, "accuracy"), COLOURS[place % len(COLOURS)])
         labels = [f"{label}\n{_free(outcomes, name):,}" for label, name in names.items()]
         axes.set_xticks(range(len(names)), labels, fontsize=7)
-        axes.set(ylabel="test accuracy (mean, 95 % interval, seeds)", title=_title(outcomes, data, "Residual network"))
+        axes.set(ylabel="test accuracy (mean, 95 % interval, seeds)", title=_title(outcomes, data, what))
         axes.set_xlabel("parameterisation; below it: free parameters in all")
     return path.with_suffix(".png")
 

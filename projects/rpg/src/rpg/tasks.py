@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -207,10 +208,10 @@ class NetworkTask(Task):
         self.module.train()
         return metrics
 
-    def generation_milliseconds(self, repeats: int = 3) -> float:
-        """One generation and its backward pass: the best of a few."""
+    def generation_milliseconds(self, repeats: int = 5) -> float:
+        """One generation and its backward pass: the median of a few, as the step that it is compared with is a mean."""
         assert self.model is not None
-        best = math.inf
+        times = []
         for _ in range(repeats):
             timer = Timer(self.device)
             with timer:
@@ -218,8 +219,8 @@ class NetworkTask(Task):
                     weight = ring.weight.detach().requires_grad_()  # pyright: ignore
                     made = ring.generate(weight)  # pyright: ignore
                     torch.autograd.grad(made, weight, [torch.ones_like(layer) for layer in made])
-            best = min(best, timer.milliseconds())
-        return best
+            times.append(timer.milliseconds())
+        return statistics.median(times)
 
     def state(self) -> dict[str, Any]:
         self.clock.pause()  # a checkpoint is being written or read
@@ -310,7 +311,9 @@ class Folders(Images):
         from rpg.data.folder import imagefolder
 
         NetworkTask.__init__(self, config)
-        self.folder = imagefolder(self.root)
+        self.folder = imagefolder(
+            self.root, augment=config.augment, max_train=config.max_train, max_test=config.max_test, seed=config.seed
+        )
 
     def shape(self) -> Shape:
         return Shape(3, 224, len(self.folder.classes))
@@ -323,7 +326,7 @@ class Folders(Images):
 
     @torch.no_grad()
     def measure(self, train: bool = False) -> dict[str, float]:
-        source = self.folder.train if train else self.folder.test
+        source = self.folder.plain if train else self.folder.test
         right = top5 = 0
         loader = torch.utils.data.DataLoader(
             source, self.config.batch_size, num_workers=self.config.loader_workers, generator=torch.Generator()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from rpg.compress import prune_ring, quantized
 from rpg.config import TrainConfig
+from rpg.data.corruptions import CORRUPTIONS, corrupt
 from rpg.data.images import ImageData
 from rpg.flops import macs
 from rpg.networks import Network
@@ -28,6 +30,7 @@ from shared.run import RunFolder, saved_config
 MEMBER = "rpg"
 MODEL_FILE = "model.pt"
 WRONG_KEYS = 10  # tried on a trained network
+SEVERITIES = (1, 3, 5)  # of corrupted test images
 PRUNED_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the curve of accuracy against pruned ring numbers
 
 
@@ -58,7 +61,8 @@ def train(config: TrainConfig) -> int:
 
 def label(task: NetworkTask) -> str:
     """Name of the data set, as tables show it."""
-    return str(getattr(getattr(task, "data", None), "label", task.config.data))
+    data = getattr(task, "data", None) or getattr(task, "folder", None)
+    return str(getattr(data, "label", task.config.data))
 
 
 def scope_label(config: TrainConfig) -> str:
@@ -117,7 +121,11 @@ def need_ring(task: NetworkTask) -> RPGModel:
 
 
 def measure(
-    config: TrainConfig, afterwards: bool = False, training_set: bool = True, data: ImageData | None = None
+    config: TrainConfig,
+    afterwards: bool = False,
+    training_set: bool = True,
+    corruptions: bool = False,
+    data: ImageData | None = None,
 ) -> dict[str, Any]:
     """Train one network without a run folder and return what the claims need, as JSON values.
 
@@ -125,6 +133,7 @@ def measure(
         config: the run.
         afterwards: also measure other keys, pruning with one more epoch, and an 8-bit ring.
         training_set: also measure on the training set.
+        corruptions: also measure on corrupted test images.
         data: the data set, where it is loaded already.
     """
     task = make_task(config, data)
@@ -151,9 +160,24 @@ def measure(
         values["step_ms"] = 1000 * task.clock.seconds / task.clock.steps
         if task.model is not None:
             values["generation_share"] = values["generation_ms"] / values["step_ms"]
+    if corruptions and isinstance(task, Images):
+        by_kind = corrupted(task)
+        values["corrupted_accuracy"] = statistics.fmean(by_kind.values())
+        for kind in CORRUPTIONS:
+            values[f"{kind}_accuracy"] = statistics.fmean(v for (name, _), v in by_kind.items() if name == kind)
     if afterwards and isinstance(task, Images):
         values |= compressed_metrics(task)
     return values
+
+
+def corrupted(task: Images) -> dict[tuple[str, int], float]:
+    """Accuracy on corrupted test images: (kind, severity) -> accuracy."""
+    images, labels = task.data.x_test, task.data.y_test
+    return {
+        (kind, severity): task.score_images(corrupt(images, kind, severity, seed=0), labels)["accuracy"]
+        for kind in CORRUPTIONS
+        for severity in SEVERITIES
+    }
 
 
 @torch.no_grad()

@@ -151,6 +151,9 @@ def cifar_archive(folder: Path, label: str) -> Arrays:
             labels.append(np.asarray(batch[key], np.int64))
         halves += [np.concatenate(images), np.concatenate(labels)]
     classes = tuple(n.decode() if isinstance(n, bytes) else str(n) for n in read_pickle(folder / meta)[names])
+    # Both archives hold 50,000 and 10,000 images; fewer are good for a trial, and tables say so.
+    if (len(halves[1]), len(halves[3])) != (50_000, 10_000):
+        label += f" subset {len(halves[1]):,}/{len(halves[3]):,}"
     return halves[0], halves[1], halves[2], halves[3], classes, label
 
 

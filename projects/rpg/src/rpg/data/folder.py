@@ -6,8 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch.utils.data import Subset
+
+from rpg.data.augment import KINDS
+from rpg.data.images import balanced
 from rpg.data.names import PLACES
-from shared.config import UserError
+from shared.config import UserError, check_choice
 from shared.data import require
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -19,18 +24,34 @@ class FolderData:
 
     train: Any
     test: Any
+    plain: Any  # the training images as they are tested
     classes: tuple[str, ...]
     label: str
 
 
-def imagefolder(root: Path, size: int = 224) -> FolderData:
+def imagefolder(
+    root: Path,
+    size: int = 224,
+    augment: str = "crop-flip",
+    max_train: int | None = None,
+    max_test: int | None = None,
+    seed: int = 0,
+) -> FolderData:
     """train/<class>/* and val/<class>/* under the data root (or under imagenet/ there).
 
-    Training: random resized crop and flip; testing: shorter side to size * 256 / 224, centre crop.
+    Training: `crop-flip` is a random resized crop and flip; without `crop`, and for testing: shorter side to
+    size * 256 / 224, centre crop.
+
+    Args:
+        root: the data root. size: side of the crops in pixels.
+        augment: `none`, `flip` or `crop-flip`.
+        max_train, max_test: use so many images, the same number of each class (to one).
+        seed: which ones.
 
     Raises:
-        UserError: no such folders, or classes that differ between them.
+        UserError: no such folders, classes that differ between them, more images than there are.
     """
+    check_choice("--augment", augment, KINDS)
     how = "Lay images out as train/<class>/* and val/<class>/*."
     train = require(root, PLACES["imagefolder"], what="image folders", how=how)
     test = next((train.parent / name for name in ("val", "test") if (train.parent / name).is_dir()), None)
@@ -45,11 +66,20 @@ def imagefolder(root: Path, size: int = 224) -> FolderData:
     from torchvision.datasets import ImageFolder
 
     tail = [T.ToTensor(), T.Normalize(MEAN, STD)]
-    on_train = T.Compose([T.RandomResizedCrop(size), T.RandomHorizontalFlip(), *tail])
-    on_test = T.Compose([T.Resize(round(size * 256 / 224)), T.CenterCrop(size), *tail])
+    centre = [T.Resize(round(size * 256 / 224)), T.CenterCrop(size)]
+    cut = [T.RandomResizedCrop(size)] if augment == "crop-flip" else centre
+    flipped = [] if augment == "none" else [T.RandomHorizontalFlip()]
+    on_train, on_test = T.Compose([*cut, *flipped, *tail]), T.Compose([*centre, *tail])
     try:
-        return FolderData(
-            ImageFolder(str(train), on_train), ImageFolder(str(test), on_test), tuple(classes[train]), "image folders"
-        )
+        parts = [ImageFolder(str(train), on_train), ImageFolder(str(test), on_test), ImageFolder(str(train), on_test)]
     except FileNotFoundError as error:
         raise UserError("image folders", train.parent, "at least one image in every class", str(error)) from None
+    label = "image folders"
+    if max_train is not None or max_test is not None:
+        limits = ((max_train, "--max-train"), (max_test, "--max-test"), (max_train, "--max-train"))
+        kept = [
+            balanced(np.asarray(p.targets), count, seed, flag) for p, (count, flag) in zip(parts, limits, strict=True)
+        ]
+        parts = [Subset(part, indices.tolist()) for part, indices in zip(parts, kept, strict=True)]
+        label += f", {len(parts[0]):,}/{len(parts[1]):,} of them"
+    return FolderData(*parts, tuple(classes[train]), label)
