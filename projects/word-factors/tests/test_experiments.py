@@ -26,6 +26,8 @@ from word_factors.experiments import (
     embeddings_ratio,
     factor_cells,
     matches,
+    recurring_rows,
+    stable_rows,
 )
 from word_factors.packing import pack, pack_codes
 
@@ -81,7 +83,8 @@ def embedding_values(number: int, seeds: int, random: bool) -> dict[str, Any]:
             truth = np.random.default_rng((seed, number, 5)).permutation(truth)
         order = np.random.default_rng((seed, number)).permutation(10)
         codes = sparse.csr_array(truth[:, order].astype(np.float32))
-        dictionaries.append({"codes": pack_codes(codes), "active": 10.0 + seed, "left_over": 0.3})
+        tops = [[f"f{factor}", "w1"] for factor in order.tolist()]
+        dictionaries.append({"codes": pack_codes(codes), "active": 10.0 + seed, "left_over": 0.3, "top_words": tops})
     words = [f"w{i}" for i in range(60)]
     return {"vocabulary": words, "ws353": 0.4, "simlex": 0.2, "three_cos_add": 0.1, "dictionaries": dictionaries}
 
@@ -100,6 +103,20 @@ def test_every_claim_names_a_quantity_and_has_a_value_on_full_outcomes() -> None
         values = quantities[claim.quantity](outcomes())
         assert len(values) == 3, claim.id
         assert all(np.isfinite(values)), claim.id
+
+
+def test_factors_that_recur_across_embeddings_are_counted_and_shown() -> None:
+    names = [f"wiki44 {embedder}" for embedder in EMBEDDERS]
+    columns, rows = stable_rows(outcomes(), names)
+    assert columns[2:5] == ("in 2+", "in 3+", "in 4+")
+    for row in rows:
+        assert row[1:5] == [10, 10, 10, 10]  # the same factors everywhere, in another order
+        assert row[7] < 10  # not so with shuffled words
+    _, shown = recurring_rows(outcomes(), names[0], names)
+    assert [row[1] for row in shown] == [4] * 10
+    assert all(row[2] == pytest.approx(1) for row in shown)
+    _, rows = stable_rows(outcomes(random=True), names)
+    assert all(row[4] < 10 for row in rows)
 
 
 def test_quantities_are_what_the_numbers_say() -> None:

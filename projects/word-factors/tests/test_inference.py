@@ -12,6 +12,7 @@ from sklearn.linear_model import Lasso
 from torch import Tensor
 
 from shared.config import UserError
+from word_factors import inference
 from word_factors.descent import solve_words
 from word_factors.inference import (
     Kernel,
@@ -120,11 +121,18 @@ def test_factors_that_are_equal_or_nearly_so_do_not_hold_up_the_codes(distance: 
 
 @pytest.mark.parametrize("form", ["residual", "gram"])
 def test_compiled_steps_are_the_steps(form: str) -> None:
+    from torch._dynamo.utils import counters
+
+    inference._compiled_step.cache_clear()
+    torch._dynamo.reset()
+    counters.clear()
     X, phi = problem(18)
     plain = fista(X, phi, LAM, 40, form=form)  # pyright: ignore[reportArgumentType]
     compiled = fista(X, phi, LAM, 40, form=form, compile=True)  # pyright: ignore[reportArgumentType]
     torch.testing.assert_close(compiled.alpha, plain.alpha, rtol=0, atol=1e-12)
     assert compiled.steps == 40
+    # Traced at the first step, where a and y are one tensor, and perhaps again where they are two: not at every step.
+    assert counters["stats"]["unique_graphs"] in (1, 2)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -167,9 +167,13 @@ def test_reseeding_brings_a_dead_factor_back(planted: Planted) -> None:
         config = replace(BASE, reseed=reseed, average=10, steps=80, lam=0.5)
         task = Broken(config, Source(embedding))
         Loop(task, config, MEMBER, folder=False).run()
-        unused.append(task.dead.reseeded)
-    assert unused[0] == 0
-    assert unused[1] >= 1
+        model = task.model()
+        used = np.asarray((model.encode() > 0).sum(axis=0)).ravel()
+        unused.append((task.dead.reseeded, int(used[0]), int((used == 0).sum())))
+    assert unused[0][:2] == (0, 0)  # left as it was: no word has it
+    assert unused[1][0] >= 1
+    assert unused[1][1] > 0
+    assert unused[1][2] < unused[0][2]
 
 
 def test_two_processes_learn_as_one_with_twice_the_batch(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ from word_factors.reliability import (
     random_control,
     shared_rows,
     shuffled_control,
-    stable_factors,
+    times_found,
 )
 from word_factors.runs import (
     CODES_FILE,
@@ -294,12 +294,9 @@ def reliability(config: ReliabilityConfig) -> int:
         control = shuffled_control(first.codes[mine], others[0].codes[theirs], config.seed)
     path = figures.reliability_histogram(out, mean, control)
     if not config.quiet:
-        if same_space and len(runs) > 2:
-            phis = [run.phi for run in runs]
-            counts = ", ".join(
-                f"{len(stable_factors(phis, r, config.threshold))} in {r} and more" for r in range(2, len(runs) + 1)
-            )
-            print(f"factors found at a cosine above {config.threshold:g}: {counts} of {len(runs)} runs")
+        times = times_found(best, config.threshold)
+        counts = ", ".join(f"{int((times >= r).sum())} in {r} and more" for r in range(2, len(runs) + 1))
+        print(f"factors found at a cosine above {config.threshold:g}: {counts} of {len(runs)} runs")
         print(f"figure: {path}")
     return 0
 

@@ -84,7 +84,7 @@ class TrainConfig(VectorFlags, RunConfig):
     """Find the weight at which a word has this many active factors on average, instead of --lam."""
     preprocess: PreprocessName = "unit"
     """none; unit: rows to norm 1; center: minus the mean; scale: divided by the mean norm."""
-    weighting: WeightingName = "sqrt-uniform"
+    weighting: WeightingName = "sqrt"
     """How words are drawn and weighted; sqrt is the published one, sqrt-uniform the same objective with less noise,
     corpus walks the text."""
     update: Update = "online"
@@ -149,7 +149,7 @@ class TrainConfig(VectorFlags, RunConfig):
             raise UserError("--accumulate", self.accumulate, "1: a batch is encoded word by word, use --batch-size")
 
 
-_CPU = TrainConfig(epochs=3)
+_CPU = TrainConfig(epochs=3, weighting="sqrt-uniform")
 _PUBLISHED = TrainConfig(
     data="googlenews", factors=1000, update="quadratic", init="gaussian", weighting="sqrt", batch_size=100,
     inference_steps=500, step_size=0.05, step_final=0.005,

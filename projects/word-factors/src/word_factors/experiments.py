@@ -7,9 +7,10 @@ inside the outcomes, so that seeds and embeddings can be compared.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,12 +22,21 @@ from shared.claims import Cell, Missing, Outcomes, ReproduceConfig, Study
 from shared.config import UserError, from_json
 from word_factors.config import EMBEDDERS, TrainConfig
 from word_factors.packing import unpack, unpack_codes
-from word_factors.reliability import Match, match_factors, match_profiles, random_control, reliability, shuffled_control
+from word_factors.reliability import (
+    Match,
+    match_factors,
+    match_profiles,
+    random_control,
+    reliability,
+    shuffled_control,
+    times_found,
+)
 
 SEEDS = {"smoke": 2, "cpu": 3, "gpu": 5, "paper": 2}
 BOOSTED = {"gram5": "gram5-present-participle", "gram7": "gram7-past-tense", "gram9": "gram9-plural-verbs"}
 SHOWN = ("3CosAdd", "boost", "group-boost", "random", "base+offset", "3CosAvg", "LRCos")
 VECTOR_EPOCHS = {"cbow": 5, "sg": 5, "fasttext": 5, "glove": 15}  # of wiki44
+RECURS = 0.5  # cosine of activations from which on a factor counts as found in another embedding
 SIMPLE = ("raw", "pca", "rotation")
 LEARNED = ("ica", "spine", "sklearn")
 BATS = ("word_benchmarks/BATS_3.0", "BATS_3.0")  # under the data root
@@ -38,12 +48,12 @@ def factor_cells(preset: str) -> dict[str, dict[str, Any]]:
     if preset == "smoke":
         return {
             "factors": {
-                "data": "articles", "dim": 50, "vector_epochs": 10, "factors": 100, "steps": 200, "batch_size": 100,
-                "inference_steps": 30,
+                "data": "articles", "dim": 50, "vector_epochs": 4, "factors": 100, "weighting": "sqrt-uniform",
+                "steps": 200, "batch_size": 100, "inference_steps": 30,
             }
         }  # fmt: skip
     if preset == "cpu":
-        return {"factors": {"data": "googlenews", "factors": 500, "epochs": 3}}
+        return {"factors": {"data": "googlenews", "factors": 500, "epochs": 3, "weighting": "sqrt-uniform"}}
     published = {
         "data": "googlenews", "factors": 1000, "update": "quadratic", "init": "gaussian", "weighting": "sqrt",
         "batch_size": 100, "inference_steps": 500, "step_size": 0.05, "step_final": 0.005, "steps": 40_000,
@@ -55,11 +65,13 @@ def factor_cells(preset: str) -> dict[str, dict[str, Any]]:
 
 def corpus_cells(preset: str) -> dict[str, dict[str, Any]]:
     """Vectors of one corpus by every method, which dictionaries are then learned of."""
-    dim = 300 if preset == "gpu" else 100
+    size: dict[str, Any] = {"dim": 100, "factors": 300}
+    if preset == "gpu":  # the published size; gensim trains on the CPU, where 300 dimensions want several cores
+        size = {"dim": 300, "factors": 1000, "vector_workers": 8}
     return {
         f"wiki44 {embedder}": {
-            "data": "wiki44", "embedder": embedder, "dim": dim, "max_words": 20_000, "factors": 300, "epochs": 3,
-            "vector_epochs": VECTOR_EPOCHS[embedder],
+            "data": "wiki44", "embedder": embedder, "max_words": 20_000, "epochs": 3, "weighting": "sqrt-uniform",
+            "vector_epochs": VECTOR_EPOCHS[embedder], **size,
         }
         for embedder in EMBEDDERS
     }  # fmt: skip
@@ -104,10 +116,11 @@ class WordFactorsStudy(Study):
 
         fields = dict(cell.settings)
         dictionaries = fields.pop("dictionaries", None)
-        flags = {"seed": cell.seed, "vector_seed": cell.seed, "device": config.device, "quiet": True}
+        flags = {"seed": cell.seed, "device": config.device, "quiet": True}
         settings = from_json(TrainConfig, {**fields, **flags, "preset": config.preset, "data_root": config.data_root})
         if dictionaries is None:
-            return measure_factors(settings, thorough=config.preset != "smoke")
+            source = _source(dataclasses.replace(settings, seed=0))
+            return measure_factors(settings, source, thorough=config.preset != "smoke")
         return measure_embedding(settings, dictionaries)
 
     def quantities(self) -> Mapping[str, Callable[[Outcomes], Sequence[float]]]:
@@ -156,12 +169,26 @@ class WordFactorsStudy(Study):
             tables["Vectors of one corpus by four methods, and their factors"] = embedding_rows(outcomes, embedders)
         if len(embedders) > 1:
             tables["Factors across embeddings: mean best cosine of activations"] = across_rows(outcomes, embedders)
+            tables[f"Factors that recur across embeddings (activations, cosine above {RECURS:g}, first seed)"] = (
+                stable_rows(outcomes, embedders)
+            )
+            tables["Of those in the most embeddings the ten with the highest mean cosine"] = recurring_rows(
+                outcomes, embedders[-1], embedders
+            )
         return tables
 
     def figures(self, outcomes: Outcomes, folder: Path) -> list[Path]:
         from word_factors.study_figures import draw
 
         return draw(outcomes, folder)
+
+
+@lru_cache(maxsize=1)
+def _source(settings: TrainConfig) -> Any:
+    """Vectors, trained or read once a process: dictionaries under every seed are of the same ones."""
+    from word_factors.sources import open_source
+
+    return open_source(settings)
 
 
 def check_data(names: set[str], config: ReproduceConfig) -> None:
@@ -269,14 +296,18 @@ def embedding_seeds(outcomes: Outcomes) -> int:
 
 def profile_match(outcomes: Outcomes, one: str, other: str, seed: int) -> tuple[float, float]:
     """(mean best cosine of activations over shared words, the same with the words of one side shuffled)."""
+    codes = shared_codes(outcomes, one, other, seed)
+    return match_profiles(*codes).mean, float(shuffled_control(*codes, draws=1).mean())
+
+
+def shared_codes(outcomes: Outcomes, one: str, other: str, seed: int) -> tuple[Any, Any]:
+    """Codes [V, K] of the words that two embeddings share, in the same order."""
     left, right = outcomes.raw(one)[0], outcomes.raw(other)[0]
     place = {word: row for row, word in enumerate(right["vocabulary"])}
     pairs = [(row, place[word]) for row, word in enumerate(left["vocabulary"]) if word in place]
     mine, theirs = (list(rows) for rows in zip(*pairs, strict=True))
-    codes = [
-        unpack_codes(vectors["dictionaries"][seed]["codes"])[rows] for vectors, rows in ((left, mine), (right, theirs))
-    ]
-    return match_profiles(*codes).mean, float(shuffled_control(*codes, draws=1).mean())
+    codes = (vectors["dictionaries"][seed]["codes"] for vectors in (left, right))
+    return unpack_codes(next(codes))[mine], unpack_codes(next(codes))[theirs]
 
 
 def embeddings_ratio(outcomes: Outcomes) -> list[float]:
@@ -426,3 +457,28 @@ def across_rows(outcomes: Outcomes, names: Sequence[str]) -> Table:
         match, control = (mean(list(column)) for column in zip(*found, strict=True))
         rows.append([f"{one.split()[-1]} in {other.split()[-1]}", match, control, match / control])
     return ("compared", "match", "shuffled words", "ratio"), rows
+
+
+def stable_rows(outcomes: Outcomes, names: Sequence[str]) -> Table:
+    """How many factors of each embedding are found in r and more of all embeddings, their own among them; beside it
+    the same with the words of the other side shuffled."""
+    counts = range(2, len(names) + 1)
+    rows = []
+    for one in names:
+        others = [shared_codes(outcomes, one, other, 0) for other in names if other != one]
+        times = times_found([match_profiles(*codes).best for codes in others], RECURS)
+        shuffled = times_found([shuffled_control(*codes, draws=1) for codes in others], RECURS)
+        found = [[int((each >= r).sum()) for r in counts] for each in (times, shuffled)]
+        rows.append([one.split()[-1], len(times), *found[0], *found[1]])
+    columns = ("factors of", "all", *(f"in {r}+" for r in counts), *(f"in {r}+, shuffled words" for r in counts))
+    return columns, rows
+
+
+def recurring_rows(outcomes: Outcomes, one: str, names: Sequence[str], count: int = 10) -> Table:
+    """Top words of the factors of one embedding that are found in the most others, by mean best cosine."""
+    found = np.array([match_profiles(*shared_codes(outcomes, one, o, 0)).best for o in names if o != one])  # [R - 1, K]
+    times = times_found(list(found), RECURS)
+    order = np.lexsort((-found.mean(axis=0), -times))[:count]
+    tops = outcomes.raw(one)[0]["dictionaries"][0]["top_words"]
+    rows = [[int(j), int(times[j]), float(found[:, j].mean()), ", ".join(tops[j])] for j in order]
+    return (f"factor of {one.split()[-1]}", "embeddings", "mean cosine", "top words"), rows

@@ -87,14 +87,15 @@ def sparsity(model: FactorModel, codes: sparse.csr_array) -> dict[str, float]:
     }
 
 
-def measure_factors(config: TrainConfig, thorough: bool = True) -> dict[str, Any]:
+def measure_factors(config: TrainConfig, source: Source | None = None, thorough: bool = True) -> dict[str, Any]:
     """Everything that the claims on one embedding need, as JSON values.
 
     Args:
         config: the run.
+        source: its vectors, where they are at hand already.
         thorough: also classes against all baselines, classes of BATS, and the judges of top words (minutes).
     """
-    model, codes, summary = learned(config)
+    model, codes, summary = learned(config, source)
     embedding = model.embedding
     assert embedding is not None
     p = root_frequency(embedding.counts)

@@ -174,8 +174,19 @@ def reliability(phis: Sequence[ArrayLike]) -> NDArray[np.float64]:
 def found_in(phis: Sequence[ArrayLike], threshold: float = 0.8) -> NDArray[np.int64]:
     """In how many of the R runs each factor of the first is found: best cosine above `threshold`. Its own run counts,
     so that the numbers lie in 1 .. R. [K]."""
+    return times_found(list(_best_in_others(phis)), threshold)
+
+
+def times_found(best: Sequence[NDArray[np.float64]], threshold: float = 0.8) -> NDArray[np.int64]:
+    """In how many runs each factor is found, its own among them. [K].
+
+    Args:
+        best: [K] best cosines in each other run, of dictionaries (`match_factors`) or, where embeddings differ, of
+            activations over shared words (`match_profiles`).
+        threshold: cosine from which on a factor counts as found.
+    """
     check_range("threshold", threshold, -1, 1)
-    return np.asarray(1 + np.sum([best > threshold for best in _best_in_others(phis)], axis=0), np.int64)
+    return np.asarray(1 + np.sum([each > threshold for each in best], axis=0), np.int64)
 
 
 def stable_factors(phis: Sequence[ArrayLike], r: int, threshold: float = 0.8) -> NDArray[np.int64]:
