@@ -148,7 +148,7 @@ def test_embeddings_with_the_same_factors_stand_out_and_unrelated_ones_do_not() 
 def test_tables_and_figures_are_made_from_what_is_there(tmp_path: Path) -> None:
     study = WordFactorsStudy()
     tables = study.tables(outcomes())
-    assert len(tables) == 9
+    assert len(tables) == 11
     bats = next(rows for title, (_, rows) in tables.items() if "BATS" in title)
     assert [row[0] for row in bats[:2]] == ["B11, left", "B10, left"]
     assert len(bats) == 12  # ten and two means
