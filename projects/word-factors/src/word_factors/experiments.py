@@ -49,7 +49,7 @@ def factor_cells(preset: str) -> dict[str, dict[str, Any]]:
         return {
             "factors": {
                 "data": "articles", "dim": 50, "vector_epochs": 4, "factors": 100, "weighting": "sqrt-uniform",
-                "steps": 200, "batch_size": 100, "inference_steps": 30,
+                "steps": 200, "batch_size": 100, "inference_steps": 30, "eval_every": 200,
             }
         }  # fmt: skip
     if preset == "cpu":

@@ -93,7 +93,8 @@ def measure_factors(config: TrainConfig, source: Source | None = None, thorough:
     Args:
         config: the run.
         source: its vectors, where they are at hand already.
-        thorough: also classes against all baselines, classes of BATS, and the judges of top words (minutes).
+        thorough: also classes against all baselines, classes of BATS, the judges of top words, and analogies over
+            several halvings (minutes).
     """
     model, codes, summary = learned(config, source)
     embedding = model.embedding
@@ -111,7 +112,7 @@ def measure_factors(config: TrainConfig, source: Source | None = None, thorough:
         "groups": len(groups),
         "group_median": float(np.median(groups.sizes)),
         **reading(codes, embedding, tops),
-        **analogies(model, codes, groups.labels, config.seed),
+        **analogies(model, codes, groups.labels, config.seed, splits=4 if thorough else 1),
         "dictionary": pack(model.phi.numpy().astype(np.float16)),
         "codes": pack_codes(codes),
         "top_words": tops,
@@ -150,7 +151,9 @@ def reading(codes: sparse.csr_array, embedding: Embedding, tops: list[list[str]]
     return found
 
 
-def analogies(model: FactorModel, codes: sparse.csr_array, labels: NDArray[np.int64], seed: int) -> dict[str, Any]:
+def analogies(
+    model: FactorModel, codes: sparse.csr_array, labels: NDArray[np.int64], seed: int, splits: int = 4
+) -> dict[str, Any]:
     """3CosAdd on all questions of the vocabulary, and the held-out table by section and rule."""
     embedding = model.embedding
     assert embedding is not None
@@ -159,7 +162,7 @@ def analogies(model: FactorModel, codes: sparse.csr_array, labels: NDArray[np.in
     right = sum(int(s.right(answer(plain, three_cos_add, s.abc()), task.forms).sum()) for s in task.sections)
     space = Space(model.vectors(), task.forms)
     factors = Factors(model.phi.numpy(), codes, labels, space.norms)
-    table = evaluate(task, space, factors, RULES, "heldout", seed=seed)
+    table = evaluate(task, space, factors, RULES, "heldout", splits=splits, seed=seed)
     optimistic = evaluate(task, space, factors, ("boost", "group-boost"), "insample", seed=seed)
     return {
         "questions": len(task),
