@@ -83,7 +83,7 @@ def test_costs_that_are_no_numbers_rank_last_and_change_nothing_alone() -> None:
 
 
 def test_truncated_normals_have_the_moments_of_the_truncated_normal() -> None:
-    z = truncated_normal((200_000,), torch.Generator().manual_seed(0)).double()
+    z = truncated_normal(1, (200_000,), torch.Generator().manual_seed(0)).double()
     assert float(z.abs().max()) <= 2
     density = math.exp(-2) / math.sqrt(2 * math.pi)
     variance = 1 - 4 * density / math.erf(math.sqrt(2))

@@ -53,7 +53,7 @@ def test_particles_are_what_a_loop_over_nets_and_steps_gives(name: str) -> None:
     models = [ensemble(task, seed) for seed in range(G)]
     state = torch.randn(G, task.state_dim, generator=seeded())
     actions = torch.randn(G, N, H, task.action_dim, generator=seeded(2))
-    noise = torch.randn(H, G, E, N, R, task.target_dim, generator=seeded(3))
+    noise = torch.randn(G, H, E, N, R, task.target_dim, generator=seeded(3))
     context, beta = torch.tensor([0.7, 1.0]), torch.tensor([0.5, 0.3])
     found = Simulator(models, task, E * R).roll(state, actions, context, beta, noise=noise)
     for g in range(G):
@@ -65,7 +65,7 @@ def test_particles_are_what_a_loop_over_nets_and_steps_gives(name: str) -> None:
                     x = torch.cat([task.features(here), actions[g, n, t]])
                     with torch.no_grad():
                         mean, logvar, logit = (part[net, 0] for part in models[g](x[None]))
-                    here = task.advance(here, mean + torch.exp(0.5 * logvar) * noise[t, g, net, n, copy])
+                    here = task.advance(here, mean + torch.exp(0.5 * logvar) * noise[g, t, net, n, copy])
                     cost += float(task.state_cost(here, context[g]) + task.action_cost(actions[g, n, t]))
                     votes += int(torch.sigmoid(logit) > beta[g])
                 assert float(found.cost[g, n, p]) == pytest.approx(cost, rel=1e-4, abs=1e-4)
@@ -104,11 +104,11 @@ def test_problems_of_a_batch_are_the_problem_alone() -> None:
     risks = [Risk("none"), Risk("reward"), Risk("state"), Risk("reward+state")]
     state = torch.tensor([[0.1, 0.05, 0.0, 0.2]]).expand(4, -1)
     context = torch.full((4,), 0.6)
-    together = planner(risks, shared_noise=True)
+    together = planner(risks)
     for _ in range(2):  # the second plan starts from the shifted first
         both, _ = together.act(state, context, seeded())
     for g, risk in enumerate(risks):
-        alone = planner([risk], shared_noise=True)
+        alone = planner([risk])
         for _ in range(2):
             action, _ = alone.act(state[:1], context[:1], seeded())
         torch.testing.assert_close(action[0], both[g], rtol=0, atol=1e-5)

@@ -203,11 +203,13 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(kind: type[Config], values: Mapping[str, Any], where: str = "config.json") -> Config:
-    """Rebuild a config of type `kind` from JSON values. Unknown fields are refused by name."""
+    """Rebuild a config of type `kind` from JSON values. Unknown fields are refused by name; fields that the constructor
+    does not take are worked out by it again."""
     hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]  # pyright: ignore[reportArgumentType]
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
     for name in values:
-        check_choice(f"{where}: field", name, names)
+        check_choice(f"{where}: field", name, fields)
+    values = {name: value for name, value in values.items() if fields[name].init}
     try:
         return kind(**{name: _cast(value, hints[name]) for name, value in values.items()})
     except UserError:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from carl.noise import Source, uniforms
 from shared.config import UserError, check_range
 
 Cost = Callable[[Tensor], Tensor]
@@ -22,11 +23,12 @@ Cost = Callable[[Tensor], Tensor]
 
 
 def truncated_normal(
-    shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device | str = "cpu", bound: float = 2.0
+    problems: int, shape: tuple[int, ...], source: Source, device: torch.device | str = "cpu", bound: float = 2.0
 ) -> Tensor:
-    """Standard normal variates within [-bound, bound], by the inverse of their distribution function."""
+    """Standard normal variates (G, *shape) within [-bound, bound], by the inverse of their distribution function;
+    (1, *shape) where the problems share a stream."""
     edge = math.erf(bound / math.sqrt(2))
-    uniform = torch.rand(shape, generator=generator, device=device)
+    uniform = uniforms(problems, shape, source, device)
     return (torch.erfinv((2 * uniform - 1) * edge) * math.sqrt(2)).clamp_(-bound, bound)
 
 
@@ -44,7 +46,6 @@ class CEM:
         low, high: (A,) box of the actions.
         candidates: N. elites: K. iterations: at most. alpha: share of the old distribution that stays.
         epsilon: a problem is done once its largest variance is below.
-        shared_noise: every problem sees the same variates, so that problems differ by their costs alone.
 
     Raises:
         UserError: K outside 1 to N, no iterations, a reversed box.
@@ -57,7 +58,6 @@ class CEM:
     iterations: int = 5
     alpha: float = 0.1
     epsilon: float = 1e-3
-    shared_noise: bool = False
 
     def __post_init__(self) -> None:
         check_range("--candidates", self.candidates, 1)
@@ -73,7 +73,7 @@ class CEM:
         middle, width = (self.low + self.high) / 2, self.high - self.low
         return middle.expand(shape).clone(), ((width / 4) ** 2).expand(shape).clone()
 
-    def minimise(self, cost: Cost, mean: Tensor, var: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def minimise(self, cost: Cost, mean: Tensor, var: Tensor, source: Source = None) -> Tensor:
         """The mean of the final distribution.
 
         A problem in which no candidate has a finite cost keeps its mean.
@@ -81,6 +81,7 @@ class CEM:
         Args:
             cost: of candidates; what is not finite ranks last.
             mean, var: (G, H, A) of the first distribution.
+            source: of the random numbers.
 
         Returns: (G, H, A).
         """
@@ -91,8 +92,7 @@ class CEM:
                 break
             room = torch.minimum(((mean - self.low) / 2) ** 2, ((self.high - mean) / 2) ** 2)
             spread = torch.minimum(room, var).sqrt()
-            shape = (1 if self.shared_noise else problems, self.candidates, horizon, actions)
-            z = truncated_normal(shape, generator, mean.device)
+            z = truncated_normal(problems, (self.candidates, horizon, actions), source, mean.device)
             tried = mean.unsqueeze(1) + spread.unsqueeze(1) * z  # (G, N, H, A)
             costs = cost(tried)
             costs = torch.where(costs.isfinite(), costs, torch.inf)

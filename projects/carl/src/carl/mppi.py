@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from carl.cem import Cost, check_box
+from carl.noise import Source, normals
 from shared.config import check_range
 
 
@@ -47,17 +48,17 @@ class MPPI:
         check_range("smoothing", self.smoothing, 0, 1, open_low=True)
         check_box(self.low, self.high)
 
-    def minimise(self, cost: Cost, mean: Tensor, last: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def minimise(self, cost: Cost, mean: Tensor, last: Tensor, source: Source = None) -> Tensor:
         """The weighted mean of the candidates, (G, H, A).
 
         Args:
             cost: of candidates; what is not finite gets no weight. mean: (G, H, A) the plan so far.
-            last: (G, A) the action just executed.
+            last: (G, A) the action just executed. source: of the random numbers.
         """
         problems, horizon, actions = mean.shape
         deviation = torch.full((self.candidates, 1, 1), self.sigma, device=mean.device)
         deviation[self.candidates - int(self.tail * self.candidates) :] = self.tail_sigma
-        noise = torch.randn(problems, self.candidates, horizon, actions, generator=generator, device=mean.device)
+        noise = normals(problems, (self.candidates, horizon, actions), source, mean.device)
         noisy = mean.unsqueeze(1) + deviation * noise
         before = last.unsqueeze(1).expand(-1, self.candidates, -1)
         steps = []

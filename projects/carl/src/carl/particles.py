@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from carl.ensemble import Ensemble, bounded
+from carl.noise import Source, normals
 from carl.task import PlanningTask
 from shared.config import UserError
 
@@ -45,12 +46,19 @@ class Simulator:
         ensembles: one a problem, of one architecture.
         task: of all of them.
         particles: P, a multiple of the nets.
+        voters: whose heads vote in place of the ensembles' own, one a problem.
 
     Raises:
         UserError: P is no multiple of E; ensembles of different sizes.
     """
 
-    def __init__(self, ensembles: Sequence[Ensemble], task: PlanningTask, particles: int) -> None:
+    def __init__(
+        self,
+        ensembles: Sequence[Ensemble],
+        task: PlanningTask,
+        particles: int,
+        voters: Sequence[Ensemble] | None = None,
+    ) -> None:
         first = ensembles[0]
         sizes = {tuple(weight.shape for weight in each.weights) for each in ensembles}
         if len(sizes) > 1:
@@ -72,6 +80,7 @@ class Simulator:
             self.biases = biases  # (G, E, 1, out)
             self.high = torch.stack([each.max_logvar for each in ensembles])  # (G, 1, 1, d)
             self.low = torch.stack([each.min_logvar for each in ensembles])
+        self.voters = None if voters is None else Simulator(voters, task, particles)
 
     @torch.no_grad()
     def roll(
@@ -80,7 +89,7 @@ class Simulator:
         actions: Tensor,
         context: Tensor,
         beta: Tensor,
-        generator: torch.Generator | None = None,
+        source: Source = None,
         noise: Tensor | None = None,
         traced: bool = False,
     ) -> Outcome:
@@ -89,16 +98,17 @@ class Simulator:
         Args:
             state: (G, s). actions: (G, N, H, a). context: (G,) of the task's reward.
             beta: (G,) probability above which a net votes for a catastrophe.
-            noise: (H, G or 1, E, N or 1, R, d) standard normals; drawn afresh by default, for every step and particle.
+            source: of the random numbers.
+            noise: (G or 1, H, E, N or 1, R, d) standard normals; drawn by default, for every step and particle.
             traced: also fill `by_step` and `spread`, which planning does not need.
         """
         G, N, H, _ = actions.shape
         E, R, task = self.nets, self.particles // self.nets, self.task
         device = state.device
         if noise is None:
-            noise = torch.randn((H, G, E, N, R, self.d), generator=generator, device=device)
-        # (G, E, N, H, h): what the actions add to the first layer, for all steps at once.
-        pushed = (actions.reshape(G, 1, N * H, -1) @ self.of_action + self.biases[0]).view(G, E, N, H, -1)
+            noise = normals(G, (H, E, N, R, self.d), source, device)
+        pushed = self._pushed(actions)
+        voting = None if self.voters is None else self.voters._pushed(actions)
         here = state[:, None, None, None].expand(G, E, N, R, -1)
         where = context.view(G, 1, 1, 1)
         limit = beta.view(G, 1, 1, 1)
@@ -107,13 +117,12 @@ class Simulator:
         by_step = torch.zeros(G, N, H, device=device)
         spread = torch.zeros(G, N, H, device=device)
         for step in range(H):
-            seen = task.features(here).reshape(G, E, N * R, -1)
-            h = (seen @ self.of_state).view(G, E, N, R, -1) + pushed[:, :, :, step].unsqueeze(3)
-            h = torch.nn.functional.silu(h).reshape(G, E, N * R, -1)
-            h = self._rest(h).view(G, E, N, R, -1)
-            mean, raw, logit = h.split([self.d, self.d, 1], dim=-1)
+            seen = task.features(here)
+            mean, raw, logit = self._forward(seen, pushed[:, :, :, step]).split([self.d, self.d, 1], dim=-1)
+            if self.voters is not None and voting is not None:
+                logit = self.voters._forward(seen, voting[:, :, :, step])[..., -1:]
             logvar = bounded(raw, self.low.unsqueeze(3), self.high.unsqueeze(3))
-            here = task.advance(here, mean + torch.exp(0.5 * logvar) * noise[step])
+            here = task.advance(here, mean + torch.exp(0.5 * logvar) * noise[:, step])
             voted = torch.sigmoid(logit.squeeze(-1)) > limit
             votes += voted
             cost += task.state_cost(here, where)
@@ -122,6 +131,18 @@ class Simulator:
                 spread[:, :, step] = mean.mean(dim=3).std(dim=1, correction=0).mean(dim=-1)
         cost += task.action_cost(actions).sum(dim=2)[:, None, :, None]  # (G, 1, N, 1)
         return Outcome(self._by_candidate(cost), self._by_candidate(votes), by_step, spread)
+
+    def _pushed(self, actions: Tensor) -> Tensor:
+        """(G, E, N, H, h): what the actions (G, N, H, a) add to the first layer, for all steps at once."""
+        G, N, H, _ = actions.shape
+        return (actions.reshape(G, 1, N * H, -1) @ self.of_action + self.biases[0]).view(G, self.nets, N, H, -1)
+
+    def _forward(self, seen: Tensor, pushed: Tensor) -> Tensor:
+        """(G, E, N, R, 2 d + 1) of features (G, E, N, R, f) and what the actions add, (G, E, N, h)."""
+        G, E, N, R, _ = seen.shape
+        h = (seen.reshape(G, E, N * R, -1) @ self.of_state).view(G, E, N, R, -1) + pushed.unsqueeze(3)
+        h = torch.nn.functional.silu(h).reshape(G, E, N * R, -1)
+        return self._rest(h).view(G, E, N, R, -1)
 
     def _rest(self, h: Tensor) -> Tensor:
         """All layers but the first: (G, E, rows, h) -> (G, E, rows, 2 d + 1)."""

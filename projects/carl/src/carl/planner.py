@@ -1,7 +1,7 @@
 """Model predictive control under a risk: optimise a plan on the particles, execute its first action.
 
 Several problems are planned at once: seeds, variants, targets, each with an ensemble, a state, a risk and a plan of its
-own. With `shared_noise` all see the same random numbers, so that variants differ by their caution alone.
+own. Problems that share a stream of random numbers (`noise`) differ by their caution alone.
 
 Dimensions: G problems, N candidates, P particles, H steps, a action.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from carl.cem import CEM, shifted
 from carl.ensemble import Ensemble
+from carl.noise import Source
 from carl.particles import Simulator
 from carl.risk import FAILED, Risk, candidate_cost
 from carl.task import PlanningTask
@@ -41,12 +42,12 @@ class Planner:
 
     Args:
         ensembles: one a problem; `refresh` after a fit.
+        voters: whose heads vote in place of the ensembles' own, one a problem.
         task: of all of them.
         risks: one a problem.
         horizon: H.
         particles: P.
         candidates, elites, iterations, alpha: of `CEM`.
-        shared_noise: the same random numbers for all problems.
 
     Raises:
         UserError: sizes that do not fit together.
@@ -64,25 +65,31 @@ class Planner:
         elites: int = 40,
         iterations: int = 5,
         alpha: float = 0.1,
-        shared_noise: bool = False,
+        voters: Sequence[Ensemble] | None = None,
     ) -> None:
         check_range("--horizon", horizon, 1)
         if len(risks) != len(ensembles):
             raise ValueError(f"{len(risks)} risks for {len(ensembles)} problems")
         self.task, self.risks, self.horizon, self.particles = task, tuple(risks), horizon, particles
-        self.shared_noise = shared_noise
         self.device = ensembles[0].weights[0].device
         low = torch.full((task.action_dim,), task.low, device=self.device)
         high = torch.full((task.action_dim,), task.high, device=self.device)
-        self.optimiser = CEM(low, high, candidates, elites, iterations, alpha, shared_noise=shared_noise)
+        self.optimiser = CEM(low, high, candidates, elites, iterations, alpha)
         self.beta = torch.tensor([risk.beta for risk in risks], device=self.device)
-        self.refresh(ensembles)
+        self.refresh(ensembles, voters)
         self.begin()
 
-    def refresh(self, ensembles: Sequence[Ensemble]) -> None:
+    def refresh(self, ensembles: Sequence[Ensemble], voters: Sequence[Ensemble] | None = None) -> None:
         """Plan with these ensembles from now on."""
-        self.ensembles = tuple(ensembles)
-        self.simulator = Simulator(ensembles, self.task, self.particles)
+        self.ensembles, self.voters = tuple(ensembles), None if voters is None else tuple(voters)
+        self.simulator = Simulator(ensembles, self.task, self.particles, voters)
+
+    def keep(self, problems: Sequence[int]) -> None:
+        """Go on with these problems, in this order; the episodes of the others have ended."""
+        self.risks = tuple(self.risks[g] for g in problems)
+        self.beta, self.plan, self.variance = (t[list(problems)] for t in (self.beta, self.plan, self.variance))
+        voters = None if self.voters is None else [self.voters[g] for g in problems]
+        self.refresh([self.ensembles[g] for g in problems], voters)
 
     def begin(self, problems: Tensor | None = None) -> None:
         """Forget the plans: an episode begins. problems: (G,) booleans, default all."""
@@ -98,15 +105,10 @@ class Planner:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.plan = state["plan"].to(self.device)
 
-    def evaluate(
-        self, state: Tensor, actions: Tensor, context: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def evaluate(self, state: Tensor, actions: Tensor, context: Tensor, source: Source = None) -> tuple[Tensor, Tensor]:
         """(G, N) costs of candidate plans (G, N, H, a) in float64, and (G,) particles that failed."""
-        G, N, H, _ = actions.shape
         sim = self.simulator
-        shape = (H, 1 if self.shared_noise else G, sim.nets, N, self.particles // sim.nets, sim.d)
-        noise = torch.randn(shape, generator=generator, device=state.device)
-        found = sim.roll(state, actions, context, self.beta, noise=noise)
+        found = sim.roll(state, actions, context, self.beta, source)
         costs = torch.stack([
             candidate_cost(found.cost[g], found.votes[g], risk.keep, risk.penalty)
             for g, risk in enumerate(self.risks)
@@ -115,7 +117,7 @@ class Planner:
 
     @torch.no_grad()
     def act(
-        self, state: Tensor, context: Tensor, generator: torch.Generator | None = None, traced: bool = False
+        self, state: Tensor, context: Tensor, source: Source = None, traced: bool = False
     ) -> tuple[Tensor, PlanTrace | None]:
         """The next action of every problem.
 
@@ -123,6 +125,7 @@ class Planner:
 
         Args:
             state: (G, s). context: (G,) of the task's reward.
+            source: of the random numbers.
             traced: also say what was expected of the plan; costs one more simulation.
 
         Returns: (G, a) and the trace.
@@ -130,15 +133,15 @@ class Planner:
         failed = torch.zeros(len(self.risks), dtype=torch.long, device=state.device)
 
         def cost(actions: Tensor) -> Tensor:
-            costs, bad = self.evaluate(state, actions, context, generator)
+            costs, bad = self.evaluate(state, actions, context, source)
             failed.add_(bad)
             return torch.where(costs < FAILED, costs, torch.inf) if bool(bad.all()) else costs
 
-        solution = self.optimiser.minimise(cost, self.plan, self.variance, generator)
+        solution = self.optimiser.minimise(cost, self.plan, self.variance, source)
         trace = None
         if traced:
             sim = self.simulator
-            seen = sim.roll(state, solution.unsqueeze(1), context, self.beta, generator, traced=True)
+            seen = sim.roll(state, solution.unsqueeze(1), context, self.beta, source, traced=True)
             costs = [
                 candidate_cost(seen.cost[g], seen.votes[g], risk.keep, risk.penalty)[0]
                 for g, risk in enumerate(self.risks)

@@ -1,0 +1,175 @@
+"""The target phase: one unseen domain, in which a catastrophe ends the episode and counts.
+
+Every variant branches off the same source-trained learner and meets the same first states and random numbers. Tests are
+episodes that are not learned from, before some iterations and after the last; before the first they are zero-shot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from carl.episodes import Episode, Start, run_episodes
+from carl.learner import Learner
+from carl.noise import mixed
+from carl.risk import Risk
+from carl.settings import TESTS, Setting
+from carl.task import PlanningTask
+from shared.config import UserError
+
+
+@dataclass
+class Branch:
+    """One variant's way through the target.
+
+    Attributes:
+        label: of tables and figures.
+        learner: its own.
+        risk: its caution, in every episode of the target.
+        target: the domain. seed: of first states and random numbers.
+        fits: whether it keeps learning.
+        voter: whose head votes, where that stays as the source phase left it (`adapt_head` frozen).
+    """
+
+    label: str
+    learner: Learner
+    risk: Risk
+    target: float
+    seed: int
+    fits: bool = True
+    voter: Learner | None = None
+
+
+@dataclass
+class Log:
+    """What a branch went through.
+
+    Attributes:
+        adaptation: episodes learned from, one an iteration. tests: iteration -> test episodes.
+    """
+
+    adaptation: list[Episode] = field(default_factory=list)
+    tests: dict[int, list[Episode]] = field(default_factory=dict)
+
+    def running_maximum(self) -> list[float]:
+        """Highest return so far, after every adaptation episode."""
+        best, found = float("-inf"), []
+        for episode in self.adaptation:
+            best = max(best, episode.reward)
+            found.append(best)
+        return found
+
+    def catastrophes(self) -> list[int]:
+        """Adaptation episodes with a catastrophe so far."""
+        count, found = 0, []
+        for episode in self.adaptation:
+            count += episode.catastrophe
+            found.append(count)
+        return found
+
+    def test_catastrophes(self) -> int:
+        """Test episodes with a catastrophe."""
+        return sum(episode.catastrophe for episodes in self.tests.values() for episode in episodes)
+
+
+def check_head(learner: Learner, risk: Risk) -> None:
+    """Refuse votes of a head that never saw what it is to predict.
+
+    Raises:
+        UserError: caution by votes, and a source phase without a single catastrophe.
+    """
+    if risk.penalty and not learner.met_catastrophe:
+        hint = "Train the source phase longer, or plan by --risk reward."
+        raise UserError(
+            "--risk", risk.name, "a source phase that met a catastrophe: the head has nothing to go by", hint
+        )
+
+
+def branch(
+    source: Learner, risk: Risk, target: float, seed: int, label: str, fits: bool = True, frozen_head: bool = False
+) -> Branch:
+    """A variant that starts from a source-trained learner.
+
+    Raises:
+        UserError: see `check_head`.
+    """
+    check_head(source, risk)
+    return Branch(label, source.copy(), risk, target, seed, fits, source.copy() if frozen_head else None)
+
+
+def tests_at(iteration: int, setting: Setting) -> bool:
+    """Whether there are tests before an iteration (`adapt_iterations`: after the last)."""
+    return iteration == setting.adapt_iterations or iteration in TESTS
+
+
+def run_branches(
+    branches: Sequence[Branch],
+    name: str,
+    task: PlanningTask,
+    setting: Setting,
+    kind: str,
+    iteration: int,
+    episodes: int = 1,
+    traced: bool = False,
+) -> list[list[Episode]]:
+    """Episodes of all branches side by side: [branch][episode].
+
+    Args:
+        kind: `adapt` or `test`, part of the seed with the iteration. episodes: of every branch.
+    """
+    starts = [
+        Start(each.target, "target", mixed(each.seed, kind, iteration, number), each.learner, each.risk, each.voter)
+        for each in branches
+        for number in range(episodes)
+    ]
+    found = run_episodes(starts, name, task, setting, traced)
+    return [found[place * episodes : (place + 1) * episodes] for place in range(len(branches))]
+
+
+def take_tests(
+    branches: Sequence[Branch],
+    logs: Sequence[Log],
+    name: str,
+    task: PlanningTask,
+    setting: Setting,
+    iteration: int,
+    episodes: int = 1,
+) -> None:
+    """Test episodes before an iteration, into the logs."""
+    for log, found in zip(logs, run_branches(branches, name, task, setting, "test", iteration, episodes), strict=True):
+        log.tests[iteration] = found
+
+
+def adapt_iteration(
+    branches: Sequence[Branch], logs: Sequence[Log], name: str, task: PlanningTask, setting: Setting, iteration: int
+) -> list[dict[str, float]]:
+    """One episode in the target and one fit of every branch that learns. Returns the losses of the fits."""
+    losses = []
+    for each, log, found in zip(
+        branches, logs, run_branches(branches, name, task, setting, "adapt", iteration), strict=True
+    ):
+        episode = found[0]
+        log.adaptation.append(episode)
+        if each.fits:
+            each.learner.remember(episode)
+        can_fit = each.fits and len(each.learner.buffer) > 0
+        losses.append(each.learner.fit(mixed(each.seed, "refit", iteration)) if can_fit else {})
+    return losses
+
+
+def adapt(
+    branches: Sequence[Branch], name: str, task: PlanningTask, setting: Setting, test_episodes: int = 1
+) -> list[Log]:
+    """The whole target phase of several variants, planned side by side.
+
+    Args:
+        branches: the variants. name, task, setting: the experiment.
+        test_episodes: a test point; 0 for none.
+    """
+    logs = [Log() for _ in branches]
+    for iteration in range(setting.adapt_iterations + 1):
+        if test_episodes and tests_at(iteration, setting):
+            take_tests(branches, logs, name, task, setting, iteration, test_episodes)
+        if iteration < setting.adapt_iterations:
+            adapt_iteration(branches, logs, name, task, setting, iteration)
+    return logs

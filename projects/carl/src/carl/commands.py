@@ -1,0 +1,375 @@
+"""What the verbs other than `train` and `reproduce` do."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from carl.adaptation import Branch, Log, adapt_iteration, branch, check_head, run_branches, take_tests, tests_at
+from carl.catastrophe import calibrate
+from carl.config import (
+    ENV_DESCRIPTIONS,
+    ENVS,
+    MODEL_FREE,
+    AdaptConfig,
+    CautionFlags,
+    EnvsConfig,
+    EvaluateConfig,
+    RecordConfig,
+    SweepConfig,
+    TrainConfig,
+)
+from carl.episodes import Episode, Start, make_env, run_episodes
+from carl.figures import adaptation, heat_map, target_sweep
+from carl.learner import Learner
+from carl.pretraining import make_learners, source_of
+from carl.risk import Risk
+from carl.settings import PUBLISHED, Setting
+from carl.task import task_of
+from carl.train import (
+    MEMBER,
+    TARGET_COLUMNS,
+    CautiousAdaptation,
+    account,
+    described,
+    label_of,
+    open_source,
+    outline,
+    target_rows,
+)
+from shared.cli import print_table
+from shared.config import UserError
+from shared.loop import Loop, load_checkpoint
+from shared.run import saved_config, write_json
+
+CATASTROPHES = {
+    "cartpole": "the pole is beyond 90 degrees or the cart beyond 2.4 m",
+    "duckietown": "a wall is hit",
+    "half-cheetah": "the head touches the floor",
+}
+
+
+def free_folder(path: Path, force: bool) -> Path:
+    """A folder for results, if nothing is lost by writing there.
+
+    Raises:
+        UserError: it holds something and `--force` was not given.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())) and not force:
+        raise UserError("--out", path, "a new or empty folder", "Replace what is there by --force.")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def risk_of_flags(config: CautionFlags, name: str | None = None) -> Risk:
+    """The caution that flags describe."""
+    return Risk(name or config.risk, config.gamma, config.beta, config.penalty)  # pyright: ignore
+
+
+def targets_of(env: str, given: Sequence[float], in_distribution: bool, field: str = "--targets") -> list[float]:
+    """Targets to look at: those given, checked, or all that the environment lists."""
+    source = source_of(env)
+    chosen = list(given) or list(PUBLISHED[env].targets)
+    return [source.check_target(target, in_distribution, field) for target in chosen]
+
+
+# -- adapt --------------------------------------------------------------------------------------------------------
+
+
+def adapt(config: AdaptConfig) -> int:
+    """`carl adapt`."""
+    run, learners = open_source(config.run, config.device)
+    setting = run.setting()
+    if config.iterations is not None:
+        setting = dataclasses.replace(setting, adapt_iterations=config.iterations)
+    risk = risk_of_flags(config) if config.method == "carl" else Risk("none")
+    wanted = () if config.target is None else (config.target,)
+    target = targets_of(run.env, wanted, config.in_distribution, "--target")[0]
+    label = label_of(config.method, risk)
+    seeds = [(run.seed if config.seed is None else config.seed) + number for number in range(len(learners))]
+    if config.method == "pets-scratch":
+        fresh = make_learners(run.env, setting, seeds, str(learners[0].device), run.catastrophe_loss)
+        branches = [Branch(label, made, risk, target, seed) for made, seed in zip(fresh, seeds, strict=True)]
+    else:
+        fits, frozen = config.method != "mb-frozen", config.adapt_head == "frozen"
+        branches = [
+            branch(learner, risk, target, seed, label, fits, frozen)
+            for learner, seed in zip(learners, seeds, strict=True)
+        ]
+    name = label.replace(" ", "-").replace("(", "").replace(")", "").replace("+", "-").lower()
+    out = free_folder(config.out or config.run / f"adapt-{name}-{target:g}", config.force)
+    logs = go_through(branches, run.env, setting, config.tests, config.quiet)
+    write_json(out / "adaptation.json", account(branches, logs, run.env))
+    print_table(f"in the target of {run.env}", TARGET_COLUMNS, target_rows(branches, logs), config.quiet)
+    if setting.adapt_iterations:
+        returns = {label: [log.running_maximum() for log in logs]}
+        deaths = {label: [[float(c) for c in log.catastrophes()] for log in logs]}
+        made = adaptation(out / "adaptation", returns, deaths, f"target {target:g}")
+        if not config.quiet:
+            print(f"figure: {made}")
+    if not config.quiet:
+        print(out / "adaptation.json")
+    return 0
+
+
+def go_through(branches: Sequence[Branch], env: str, setting: Setting, tests: int, quiet: bool) -> list[Log]:
+    """The target phase of some branches, with a progress bar."""
+    from tqdm import tqdm
+
+    logs = [Log() for _ in branches]
+    bar = tqdm(total=setting.adapt_iterations, unit="episode", disable=True if quiet else None, desc=MEMBER)
+    with bar:
+        for iteration in range(setting.adapt_iterations + 1):
+            if tests and tests_at(iteration, setting):
+                take_tests(branches, logs, env, task_of(env), setting, iteration, tests)
+            if iteration < setting.adapt_iterations:
+                adapt_iteration(branches, logs, env, task_of(env), setting, iteration)
+                bar.update()
+    return logs
+
+
+# -- evaluate -----------------------------------------------------------------------------------------------------
+
+
+def open_phase(folder: Path, phase: str, device: str) -> tuple[TrainConfig, list[Learner], float]:
+    """A run's config, its models of a phase, and the target it adapted to.
+
+    Raises:
+        UserError: no run, no model of that phase.
+    """
+    if phase == "source":
+        config, learners = open_source(folder, device)
+        return config, learners, config.target_domain()
+    config: TrainConfig = saved_config(folder, TrainConfig, MEMBER)
+    if config.method in MODEL_FREE:
+        raise UserError("run folder", config.method, "a run that learns a model")
+    task = CautiousAdaptation(dataclasses.replace(config, device=device, resume=None, quiet=True))
+    loop = Loop(task, task.config, MEMBER, folder=False)
+    task.start(loop)
+    load_checkpoint(folder, task, MEMBER, "newest")
+    if not task.branches:
+        raise UserError("--phase", phase, "source: the run has not reached its target yet")
+    return config, [each.learner for each in task.branches], task.target
+
+
+def evaluate(config: EvaluateConfig) -> int:
+    """`carl evaluate`."""
+    run, learners, _ = open_phase(config.run, config.phase, config.device)
+    targets = targets_of(run.env, config.targets, config.in_distribution)
+    setting, task = run.setting(), task_of(run.env)
+    rows: list[tuple[object, ...]] = []
+    heads: list[tuple[object, ...]] = []
+    found: list[dict[str, Any]] = []
+    for target in targets:
+        branches = []
+        for name, (number, learner) in itertools.product(config.risks, enumerate(learners)):
+            risk = risk_of_flags(config, name)
+            check_head(learner, risk)
+            branches.append(Branch(name, learner, risk, target, config.seed + number, False))
+        episodes = run_branches(branches, run.env, task, setting, "evaluate", 0, config.episodes)
+        for name in config.risks:
+            of = [e for each, some in zip(branches, episodes, strict=True) if each.label == name for e in some]
+            values = described(of)
+            until = statistics.fmean(e.first_catastrophe or e.length for e in of)
+            rows.append(
+                (f"{target:g}", name, len(of), values["return"], f"{100 * values['catastrophe']:.0f} %", until,
+                 values["length"], values["plan_ms"])
+            )  # fmt: skip
+            found.append({"target": target, "risk": name, "episodes": [outline(e) for e in of], **values})
+        seen = [e for some in episodes for e in some]
+        judged = head_quality(learners[0], seen, config.beta)
+        heads.append((f"{target:g}", *judged.values()))
+        found.append({"target": target, "head": judged, **learners[0].errors(seen)})
+    columns = ("target", "risk", "episodes", "return", "catastrophes", "steps until", "length", "ms an action")
+    print_table(f"{run.env}, {config.phase} model", columns, rows, config.quiet)
+    columns = ("target", "states", "catastrophes", "AUROC", "Brier", "false votes", "missed")
+    print_table("the catastrophe head of the first seed, on these states", columns, heads, config.quiet)
+    if config.out is not None:
+        write_json(config.out, {"run": config.run.name, "env": run.env, "phase": config.phase, "found": found})
+    return 0
+
+
+def head_quality(learner: Learner, episodes: Sequence[Episode], beta: float) -> dict[str, Any]:
+    """The head on the states of some episodes; NaN where only one kind was met becomes None."""
+    judged = calibrate(*learner.catastrophe_probability(episodes), beta=beta)
+    values = {
+        "states": judged.states, "catastrophes": judged.catastrophes, "auroc": judged.auroc, "brier": judged.brier,
+        "false_votes": judged.false_votes, "missed": judged.missed,
+    }  # fmt: skip
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+# -- sweep --------------------------------------------------------------------------------------------------------
+
+
+def sweep_points(config: SweepConfig, targets: Sequence[float]) -> list[tuple[Risk, float, int]]:
+    """The grid: cautions with what matters to each, targets, seeds."""
+    risks: list[Risk] = []
+    for name in config.risks:
+        gammas = config.gammas if "reward" in name else (50.0,)
+        votes = itertools.product(config.betas, config.penalties) if "state" in name else [(0.5, 1e4)]
+        risks += [Risk(name, gamma, beta, penalty) for gamma, (beta, penalty) in itertools.product(gammas, votes)]
+    return [(risk, target, seed) for risk in risks for target in targets for seed in range(config.seeds)]
+
+
+def described_risk(risk: Risk) -> str:
+    """A caution in words, with what matters to it."""
+    parts = [risk.name]
+    if "reward" in risk.name:
+        parts.append(f"gamma={risk.gamma:g}")
+    if "state" in risk.name:
+        parts += [f"beta={risk.beta:g}", f"lambda={risk.weight:g}"]
+    return " ".join(parts)
+
+
+def sweep(config: SweepConfig) -> int:
+    """`carl sweep`."""
+    from tqdm import tqdm
+
+    run, learners = open_source(config.run, config.device)
+    targets = targets_of(run.env, config.targets, config.in_distribution)
+    setting = run.setting()
+    if config.iterations is not None:
+        setting = dataclasses.replace(setting, adapt_iterations=config.iterations)
+    for name in config.risks:
+        check_head(learners[0], Risk(name))  # pyright: ignore
+    out = config.out or config.run / "sweep"
+    out.mkdir(parents=True, exist_ok=True)
+    points = sweep_points(config, targets)
+    done: dict[str, dict[str, Any]] = {}
+    path = out / "sweep.json"
+    if path.exists() and not config.force:
+        done = {entry["key"]: entry for entry in json.loads(path.read_text(encoding="utf-8"))["points"]}
+    order = []
+    with tqdm(total=len(points), unit="point", disable=True if config.quiet else None, desc=MEMBER) as bar:
+        for risk, target, seed in points:
+            key = f"{described_risk(risk)} target={target:g} seed={seed} episodes={setting.adapt_iterations}"
+            order.append(key)
+            if key not in done:
+                each = branch(learners[0], risk, target, seed, described_risk(risk))
+                log = go_through([each], run.env, setting, 0, True)[0]
+                done[key] = {
+                    "key": key, "risk": dataclasses.asdict(risk), "label": each.label, "target": target, "seed": seed,
+                    "max_return": log.running_maximum()[-1], "catastrophes": log.catastrophes()[-1],
+                    "first_return": log.adaptation[0].reward, "episodes": [outline(e) for e in log.adaptation],
+                }  # fmt: skip
+                write_json(path, {"member": MEMBER, "env": run.env, "points": list(done.values())})
+            bar.update()
+    chosen = [done[key] for key in order]
+    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for entry in chosen:
+        groups.setdefault((entry["label"], entry["target"]), []).append(entry)
+    rows = [
+        (
+            label,
+            f"{target:g}",
+            *(statistics.fmean(e[m] for e in some) for m in ("first_return", "max_return", "catastrophes")),
+        )
+        for (label, target), some in groups.items()
+    ]
+    columns = ("caution", "target", "first return", "highest return", "catastrophes")
+    print_table(f"sweep on {run.env}, {setting.adapt_iterations} episodes each", columns, rows, config.quiet)
+    for figure in sweep_figures(run.env, groups, config, targets, out):
+        if not config.quiet:
+            print(f"figure: {figure}")
+    return 0
+
+
+def sweep_figures(
+    env: str,
+    groups: dict[tuple[str, float], list[dict[str, Any]]],
+    config: SweepConfig,
+    targets: Sequence[float],
+    out: Path,
+) -> list[Path]:
+    """Returns over targets; heat maps where a knob of a caution and the target both vary."""
+    source = source_of(env)
+    ends = (min(source.choices), max(source.choices)) if source.choices else (source.low, source.high)
+    points: dict[str, dict[float, list[float]]] = {}
+    for (label, target), some in groups.items():
+        points.setdefault(label, {})[target] = [entry["max_return"] for entry in some]
+    made = [target_sweep(out / "targets", points, ends, "highest return", source.name)]
+    knobs = (("reward", "gamma", config.gammas), ("state", "beta", config.betas), ("state", "weight", config.penalties))
+    for risk, knob, values in knobs:
+        if risk not in config.risks or len(values) < 2:
+            continue
+        grid = np.full((len(values), len(targets)), np.nan)
+        for some in groups.values():
+            first = some[0]
+            if first["risk"]["name"] == risk:
+                place = values.index(first["risk"][knob]), list(targets).index(first["target"])
+                grid[place] = statistics.fmean(entry["max_return"] for entry in some)
+        knob = "lambda" if knob == "weight" else knob
+        made.append(heat_map(out / f"{risk}-{knob}", grid, values, targets, (knob, source.name, "highest return")))
+    return made
+
+
+# -- envs and record ----------------------------------------------------------------------------------------------
+
+
+def envs(config: EnvsConfig) -> int:
+    """`carl envs`."""
+    rows = []
+    for name in ENVS:
+        source = source_of(name)
+        targets = ", ".join(f"{target:g}" for target in PUBLISHED[name].targets)
+        rows.append((name, ENV_DESCRIPTIONS[name], source.name, source.describe(), targets, CATASTROPHES[name]))
+    columns = ("name", "what", "hidden parameter", "sources", "targets", "catastrophe")
+    print_table("environments", columns, rows, config.quiet)
+    return 0
+
+
+def record(config: RecordConfig) -> int:
+    """`carl record`."""
+    run, learners, adapted = open_phase(config.run, config.phase, config.device)
+    wanted = (adapted,) if config.target is None else (config.target,)
+    target = targets_of(run.env, wanted, config.in_distribution or config.target is None, "--target")[0]
+    out = config.out or config.run / "episode.npz"
+    if out.exists() and not config.force:
+        raise UserError("--out", out, "a file that does not exist yet", "Replace it by --force.")
+    risk = risk_of_flags(config)
+    check_head(learners[0], risk)
+    start = Start(target, "target", config.seed, learners[0], risk)
+    if config.video:
+        make_env(run.env, render_mode="rgb_array").render()  # refuses here, before the episode, where nothing can draw
+    episode = run_episodes([start], run.env, task_of(run.env), run.setting(), traced=True)[0]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        out, states=episode.states, actions=episode.actions, rewards=episode.rewards,
+        catastrophes=episode.catastrophes, votes=episode.votes, disagreement=episode.disagreement,
+        domain=episode.domain,
+    )  # fmt: skip
+    rows: list[tuple[str, object]] = [
+        ("return", episode.reward), ("steps", episode.length), ("catastrophe", episode.catastrophe),
+        ("votes of the first plan", float(episode.votes[0].mean()) if episode.votes is not None else None),
+        ("trajectory", out),
+    ]  # fmt: skip
+    if config.video:
+        rows.append(("video", filmed(run.env, start, episode, out.with_suffix(".gif"))))
+    print_table(f"one episode of {run.env}, {risk.name}", ("", "value"), rows, config.quiet)
+    return 0
+
+
+def filmed(env: str, start: Start, episode: Episode, path: Path) -> Path:
+    """The episode once more, drawn: the same reset and the same actions."""
+    from PIL import Image
+
+    from carl.noise import mixed
+
+    made = make_env(env, render_mode="rgb_array")
+    made.reset(seed=mixed(start.seed, "reset") % 2**31, options={"domain": start.domain, "phase": start.phase})
+    frames = [Image.fromarray(np.asarray(made.render()))]
+    for action in episode.actions:
+        made.step(action.astype(np.float64))
+        frames.append(Image.fromarray(np.asarray(made.render())))
+    made.close()
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=40, loop=0)
+    return path

@@ -1,0 +1,112 @@
+"""The sizes of an experiment: networks, planner, episodes. Published ones of every environment, and smaller ones for
+two cores. Imports no torch.
+
+Published: from the authors' code (Section 5 of the paper and its repository). `cpu`: the smallest that still shows the
+claims. `smoke`: does it run at all?
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from shared.config import UserError, check_range
+
+TESTS = (0, 2, 4, 6, 8)  # adaptation iterations before which a policy is tested; once more after the last
+ENVIRONMENTS = ("cartpole", "duckietown", "half-cheetah")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sizes of one environment's experiment.
+
+    Attributes:
+        hidden: widths of the nets. decays: weight decay of every layer, one more.
+        nets: E. particles: P, a multiple of E.
+        candidates: N. elites: K. cem_iterations, alpha: of the cross-entropy method. horizon: H, steps of a plan.
+        steps: T, of an episode.
+        epochs: passes of a fit over everything met. batch: rows a step and net. fit_steps: in place of epochs.
+        source_iterations, adapt_iterations: episodes, each followed by a fit. initial: of the source episodes, those
+            with random actions.
+        after_catastrophe: a source episode ends so many steps after its first catastrophe; None: it goes on.
+        targets: domains to adapt to, the usual one first.
+
+    Raises:
+        UserError: a size that cannot be.
+    """
+
+    hidden: tuple[int, ...]
+    decays: tuple[float, ...]
+    horizon: int
+    steps: int
+    targets: tuple[float, ...]
+    nets: int = 5
+    particles: int = 20
+    candidates: int = 400
+    elites: int = 40
+    cem_iterations: int = 5
+    alpha: float = 0.1
+    epochs: int = 5
+    batch: int = 256
+    fit_steps: int | None = None
+    source_iterations: int = 50
+    adapt_iterations: int = 10
+    initial: int = 1
+    after_catastrophe: int | None = None
+
+    def __post_init__(self) -> None:
+        for flag, value in (
+            ("--nets", self.nets), ("--candidates", self.candidates), ("--cem-iterations", self.cem_iterations),
+            ("--horizon", self.horizon), ("--episode-steps", self.steps), ("--fit-epochs", self.epochs),
+            ("--fit-batch", self.batch), ("--fit-steps", self.fit_steps), ("--initial", self.initial),
+            ("--source-iterations", self.source_iterations), ("--adapt-iterations", self.adapt_iterations),
+        ):  # fmt: skip
+            check_range(flag, value, 0 if flag in ("--adapt-iterations", "--initial") else 1)
+        check_range("--after-catastrophe", self.after_catastrophe, 0)
+        if self.particles < 1 or self.particles % self.nets:
+            raise UserError("--particles", self.particles, f"a positive multiple of the {self.nets} nets")
+        if not 1 <= self.elites <= self.candidates:
+            raise UserError("--elites", self.elites, f"1 to the {self.candidates} candidates")
+        for width in self.hidden:
+            check_range("--hidden", width, 1)
+        if len(self.decays) != len(self.hidden) + 1:
+            raise UserError("decays", list(self.decays), f"one for each of {len(self.hidden) + 1} layers")
+
+
+USUAL_DECAYS = (1e-4, 2.5e-4, 2.5e-4, 5e-4)
+PUBLISHED: dict[str, Setting] = {
+    "cartpole": Setting((500, 500, 500), USUAL_DECAYS, 25, 200, (1.0, 1.25, 1.5, 2.0)),
+    "duckietown": Setting((200, 200, 200), USUAL_DECAYS, 25, 125, (0.15,), source_iterations=100),
+    "half-cheetah": Setting(
+        (200,) * 4, (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4), 10, 1000, (5.0,),
+        candidates=500, elites=50, epochs=10, source_iterations=100,
+    ),
+}  # fmt: skip
+SMALL = {"candidates": 60, "elites": 6, "cem_iterations": 3, "particles": 5, "fit_steps": 200, "batch": 64}
+CPU: dict[str, Setting] = {
+    "cartpole": replace(
+        PUBLISHED["cartpole"], hidden=(64, 64, 64), horizon=15, source_iterations=12, adapt_iterations=6,
+        after_catastrophe=15, **SMALL,
+    ),
+    "duckietown": replace(
+        PUBLISHED["duckietown"], hidden=(64, 64, 64), horizon=20, source_iterations=13, adapt_iterations=6, **SMALL
+    ),
+    "half-cheetah": replace(
+        PUBLISHED["half-cheetah"], hidden=(64,) * 4, steps=200, source_iterations=10, adapt_iterations=4, **SMALL
+    ),
+}  # fmt: skip
+GPU = {**PUBLISHED, "cartpole": replace(PUBLISHED["cartpole"], source_iterations=30)}
+
+
+def _smoke(setting: Setting) -> Setting:
+    return replace(
+        setting, hidden=(16,), decays=(1e-4, 5e-4), nets=2, particles=4, candidates=20, elites=4, cem_iterations=2,
+        horizon=5, steps=30, fit_steps=10, batch=32, source_iterations=2, adapt_iterations=1,
+    )  # fmt: skip
+
+
+SETTINGS: dict[str, dict[str, Setting]] = {
+    "smoke": {name: _smoke(setting) for name, setting in PUBLISHED.items()},
+    "cpu": CPU,
+    "gpu": GPU,
+    "paper": PUBLISHED,
+}

@@ -1,0 +1,342 @@
+"""One run on the shared loop: a step is an episode and a fit, first in the sources, then in the target."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from carl.adaptation import Branch, Log, adapt_iteration, branch, take_tests, tests_at
+from carl.config import MODEL_FREE, TrainConfig
+from carl.episodes import Episode
+from carl.learner import Learner
+from carl.pretraining import make_learners, source_iteration, source_of
+from carl.risk import Risk
+from carl.settings import Setting
+from carl.task import task_of
+from shared.checkpoint import load_plain, save_atomically
+from shared.cli import print_table
+from shared.config import RunConfig, UserError
+from shared.loop import Loop, Task
+from shared.run import RunFolder, saved_config, write_json
+
+MEMBER = "carl"
+SOURCE_FILE = "source.pt"  # what the source phase left, for variants to branch off
+
+
+def risk_of(config: TrainConfig) -> Risk:
+    """The caution of a run in its target."""
+    if config.method != "carl":
+        return Risk("none")
+    return Risk(config.risk, config.gamma, config.beta, config.penalty)
+
+
+def label_of(method: str, risk: Risk) -> str:
+    """A variant's name in tables and figures."""
+    return f"CARL ({risk.name})" if method == "carl" else method
+
+
+class CautiousAdaptation(Task):
+    """The model-based methods: source iterations, then adaptation, for one seed or several side by side."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config, self.setting, self.task = config, config.setting(), task_of(config.env)
+        self.target = source_of(config.env).check_target(config.target_domain(), config.in_distribution)
+        self.seeds = [config.seed + number for number in range(config.seeds)]
+        self.folder: Path | None = None
+
+    def start(self, loop: Loop) -> None:
+        self.loop = loop
+        device, loss = str(loop.device), self.config.catastrophe_loss
+        self.learners = make_learners(self.config.env, self.setting, self.seeds, device, loss)
+        self.branches: list[Branch] = []
+        self.logs: list[Log] = []
+        self.source: list[list[Episode]] = []  # [iteration][seed]
+        if loop.folder is not None:
+            self.folder = loop.folder.path
+
+    def step(self, batch: Any) -> dict[str, float]:
+        iteration = self.loop.step - self.config.source_steps()
+        return self._source_step(self.loop.step) if iteration < 0 else self._target_step(iteration)
+
+    def _source_step(self, iteration: int) -> dict[str, float]:
+        done = source_iteration(self.learners, self.seeds, self.config.env, self.setting, iteration)
+        episodes = [each.episode for each in done]
+        self.source.append(episodes)
+        if iteration == self.config.source_steps() - 1 and self.folder is not None:
+            save_source(self.folder / SOURCE_FILE, self.config, self.learners)
+        return {"target_phase": 0.0, **described(episodes), **_mean([each.fit for each in done])}
+
+    def _target_step(self, iteration: int) -> dict[str, float]:
+        if not self.branches:
+            self._branch()
+        config, setting = self.config, self.setting
+        found: dict[str, float] = {}
+        if config.tests and tests_at(iteration, setting):
+            found |= self._test(iteration)
+        before = [each.learner for each in self.branches]
+        fits = adapt_iteration(self.branches, self.logs, config.env, self.task, setting, iteration)
+        episodes = [log.adaptation[-1] for log in self.logs]
+        if all(learner.fitted for learner in before):
+            errors = [each.learner.errors([episode]) for each, episode in zip(self.branches, episodes, strict=True)]
+            found |= {f"target_{name}": value for name, value in _mean(errors).items()}
+        if config.tests and iteration == setting.adapt_iterations - 1:
+            found |= self._test(setting.adapt_iterations)
+        return {"target_phase": 1.0, **described(episodes), **_mean(fits), **found}
+
+    def _branch(self) -> None:
+        """The variant leaves the source phase behind."""
+        config, risk = self.config, risk_of(self.config)
+        fits, frozen = config.method != "mb-frozen", config.adapt_head == "frozen"
+        if config.method == "pets-scratch":
+            self.branches = [
+                Branch("pets-scratch", learner, risk, self.target, seed)
+                for learner, seed in zip(self.learners, self.seeds, strict=True)
+            ]
+        else:
+            self.branches = [
+                branch(learner, risk, self.target, seed, label_of(config.method, risk), fits, frozen)
+                for learner, seed in zip(self.learners, self.seeds, strict=True)
+            ]
+        self.logs = [Log() for _ in self.branches]
+
+    def _test(self, iteration: int) -> dict[str, float]:
+        take_tests(self.branches, self.logs, self.config.env, self.task, self.setting, iteration, self.config.tests)
+        episodes = [episode for log in self.logs for episode in log.tests[iteration]]
+        return {f"test_{name}": value for name, value in described(episodes).items()}
+
+    def evaluate(self) -> dict[str, float]:
+        """What the run came to so far."""
+        found: dict[str, float] = {}
+        if self.source:
+            last = [episode.reward for episodes in self.source[-3:] for episode in episodes]
+            found["source_return_last_3"] = statistics.fmean(last)
+            found["source_catastrophes"] = _per_seed(self.source, len(self.seeds))
+        if self.logs and self.logs[0].adaptation:
+            found["max_return"] = statistics.fmean(log.running_maximum()[-1] for log in self.logs)
+            found["catastrophes"] = statistics.fmean(log.catastrophes()[-1] for log in self.logs)
+            if self.logs[0].tests:
+                found["test_catastrophes"] = statistics.fmean(log.test_catastrophes() for log in self.logs)
+        return found
+
+    def state(self) -> Mapping[str, Any]:
+        return {"run": _RunState(self)}
+
+
+class _RunState:
+    """Learners, branches and logs in a checkpoint. Random numbers need no place: they follow from seed and step."""
+
+    def __init__(self, task: CautiousAdaptation) -> None:
+        self.task = task
+
+    def state_dict(self) -> dict[str, Any]:
+        task = self.task
+        return {
+            "learners": [learner.state_dict() for learner in task.learners],
+            "source": [[packed(episode) for episode in episodes] for episodes in task.source],
+            "branches": [each.learner.state_dict() for each in task.branches],
+            "logs": [
+                {
+                    "adaptation": [packed(episode) for episode in log.adaptation],
+                    "tests": {str(i): [packed(e) for e in episodes] for i, episodes in log.tests.items()},
+                }
+                for log in task.logs
+            ],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        task = self.task
+        for learner, saved in zip(task.learners, state["learners"], strict=True):
+            learner.load_state_dict(saved)
+        task.source = [[unpacked(episode) for episode in episodes] for episodes in state["source"]]
+        task.branches, task.logs = [], []
+        if state["branches"]:
+            task._branch()
+            for each, saved in zip(task.branches, state["branches"], strict=True):
+                each.learner.load_state_dict(saved)
+            task.logs = [
+                Log(
+                    [unpacked(episode) for episode in log["adaptation"]],
+                    {int(i): [unpacked(e) for e in episodes] for i, episodes in log["tests"].items()},
+                )
+                for log in state["logs"]
+            ]
+
+
+def packed(episode: Episode) -> dict[str, Any]:
+    """An episode as tensors and plain values."""
+    values = {each.name: getattr(episode, each.name) for each in dataclasses.fields(Episode)}
+    return {k: torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for k, v in values.items()}
+
+
+def unpacked(values: Mapping[str, Any]) -> Episode:
+    """The inverse of `packed`."""
+    return Episode(**{k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in values.items()})
+
+
+def described(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Means over episodes: return, steps, share with a catastrophe, milliseconds of planning a step; and failed
+    particles."""
+    steps = max(sum(episode.length for episode in episodes), 1)
+    return {
+        "return": statistics.fmean(episode.reward for episode in episodes),
+        "length": statistics.fmean(episode.length for episode in episodes),
+        "catastrophe": statistics.fmean(float(episode.catastrophe) for episode in episodes),
+        "plan_ms": 1000 * sum(episode.planning for episode in episodes) / steps,
+        "failed_particles": float(sum(episode.failed for episode in episodes)),
+    }
+
+
+def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each number over the rows that have it and for which it is one."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    found = {name: [row[name] for row in rows if name in row and math.isfinite(row[name])] for name in names}
+    return {name: statistics.fmean(values) for name, values in found.items() if values}
+
+
+def _per_seed(source: Sequence[Sequence[Episode]], seeds: int) -> float:
+    return sum(episode.catastrophe for episodes in source for episode in episodes) / seeds
+
+
+# -- the source phase's file ---------------------------------------------------------------------------------------
+
+
+def sizes(setting: Setting) -> dict[str, Any]:
+    """What a checkpoint's tensors depend on."""
+    return {"hidden": list(setting.hidden), "nets": setting.nets}
+
+
+def save_source(path: Path, config: TrainConfig, learners: Sequence[Learner]) -> None:
+    """What the source phase left, atomically."""
+    content = {"member": MEMBER, "env": config.env, "sizes": sizes(config.setting()), "seed": config.seed}
+    save_atomically({**content, "learners": [learner.state_dict() for learner in learners]}, path)
+
+
+def load_source(path: Path, env: str, learners: Sequence[Learner]) -> None:
+    """Put what a source phase left into learners.
+
+    Raises:
+        UserError: no such file, or one of another environment, of other sizes or seeds.
+    """
+    found = load_plain(path, "source phase", f"{SOURCE_FILE} of a run whose source phase is over")
+    if not isinstance(found, dict) or found.get("member") != MEMBER or "learners" not in found:
+        raise UserError("source phase", path, "a file written by `carl train`")
+    if found["env"] != env:
+        raise UserError("source phase", found["env"], f"one of {env}")
+    wanted = sizes(learners[0].setting)
+    if found["sizes"] != wanted:
+        raise UserError("source phase: sizes", found["sizes"], str(wanted))
+    if len(found["learners"]) != len(learners):
+        raise UserError("source phase: seeds", len(found["learners"]), str(len(learners)))
+    for learner, state in zip(learners, found["learners"], strict=True):
+        learner.load_state_dict(state)
+
+
+def open_source(folder: Path, device: str) -> tuple[TrainConfig, list[Learner]]:
+    """A run's config and what its source phase left.
+
+    Raises:
+        UserError: no run, a run without a source phase or one that is not over.
+    """
+    config: TrainConfig = saved_config(folder, TrainConfig, MEMBER)
+    if config.method in MODEL_FREE or config.method == "pets-scratch":
+        raise UserError(
+            "run folder", config.method, "a run with a model and a source phase", "Train one by --method carl."
+        )
+    from shared.device import choose_device
+
+    seeds = [config.seed + number for number in range(config.seeds)]
+    learners = make_learners(config.env, config.setting(), seeds, str(choose_device(device)), config.catastrophe_loss)
+    load_source(folder / SOURCE_FILE, config.env, learners)
+    return config, learners
+
+
+# -- the verb ------------------------------------------------------------------------------------------------------
+
+
+def make_task(config: TrainConfig) -> Task:
+    """The task of a method."""
+    if config.method in MODEL_FREE:
+        from carl.model_free import ModelFree
+
+        return ModelFree(config)
+    return CautiousAdaptation(config)
+
+
+def train(config: TrainConfig) -> int:
+    """`carl train`. Returns the exit code."""
+    task = make_task(config)
+    loop = Loop(task, _looped(config), MEMBER)
+    assert isinstance(loop.folder, RunFolder)
+    folder = loop.folder.path
+    summary = loop.run()
+    if not isinstance(task, CautiousAdaptation):
+        return task.report(folder, summary)  # pyright: ignore[reportAttributeAccessIssue]
+    from carl.figures import run_figures
+
+    write_json(folder / "adaptation.json", account(task.branches, task.logs, config.env))
+    made = run_figures(folder, task.source, task.branches, task.logs)
+    label = label_of(config.method, risk_of(config))
+    rows = [(name, value) for name, value in summary["metrics"].items()]
+    print_table(f"{label} on {config.env}: {summary['status']}", ("", "value"), rows, config.quiet)
+    print_table("in the target", TARGET_COLUMNS, target_rows(task.branches, task.logs), config.quiet)
+    if not config.quiet:
+        print(f"run folder: {folder}")
+        for path in made:
+            print(f"figure: {path}")
+    return 0
+
+
+def _looped(config: TrainConfig) -> RunConfig:
+    """An episode is long: keep a checkpoint of each unless told otherwise."""
+    return config if config.checkpoint_every is not None else dataclasses.replace(config, checkpoint_every=1)
+
+
+TARGET_COLUMNS = (
+    "variant", "seed", "target", "episodes", "highest return", "catastrophes", "zero-shot return", "tests",
+    "catastrophes in tests",
+)  # fmt: skip
+
+
+def target_rows(branches: Sequence[Branch], logs: Sequence[Log]) -> list[tuple[object, ...]]:
+    """A row a branch."""
+    rows: list[tuple[object, ...]] = []
+    for each, log in zip(branches, logs, strict=True):
+        first = log.tests.get(0, [])
+        zero = statistics.fmean(e.reward for e in first) if first else float("nan")
+        best = log.running_maximum()[-1] if log.adaptation else float("nan")
+        tests = sum(len(found) for found in log.tests.values())
+        rows.append(
+            (each.label, each.seed, f"{each.target:g}", len(log.adaptation), best,
+             log.catastrophes()[-1] if log.adaptation else 0, zero, tests, log.test_catastrophes())
+        )  # fmt: skip
+    return rows
+
+
+def account(branches: Sequence[Branch], logs: Sequence[Log], env: str) -> dict[str, Any]:
+    """What happened in the target, as JSON values."""
+    return {
+        "env": env,
+        "branches": [
+            {
+                "label": each.label, "target": each.target, "seed": each.seed, "risk": dataclasses.asdict(each.risk),
+                "adaptation": [outline(episode) for episode in log.adaptation],
+                "tests": {str(i): [outline(episode) for episode in found] for i, found in log.tests.items()},
+            }
+            for each, log in zip(branches, logs, strict=True)
+        ],
+    }  # fmt: skip
+
+
+def outline(episode: Episode) -> dict[str, Any]:
+    """An episode in a few JSON values."""
+    return {
+        "return": episode.reward, "length": episode.length, "catastrophe": episode.catastrophe,
+        "first_catastrophe": episode.first_catastrophe, "unstable": episode.unstable,
+    }  # fmt: skip
