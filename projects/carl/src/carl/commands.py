@@ -342,10 +342,10 @@ def record(config: RecordConfig) -> int:
         make_env(run.env, render_mode="rgb_array").render()  # refuses here, before the episode, where nothing can draw
     episode = run_episodes([start], run.env, task_of(run.env), run.setting(), traced=True)[0]
     out.parent.mkdir(parents=True, exist_ok=True)
+    traces = {n: v for n in ("votes", "disagreement") if (v := getattr(episode, n)) is not None}
     np.savez(
         out, states=episode.states, actions=episode.actions, rewards=episode.rewards,
-        catastrophes=episode.catastrophes, votes=episode.votes, disagreement=episode.disagreement,
-        domain=episode.domain,
+        catastrophes=episode.catastrophes, domain=episode.domain, **traces,
     )  # fmt: skip
     rows: list[tuple[str, object]] = [
         ("return", episode.reward), ("steps", episode.length), ("catastrophe", episode.catastrophe),

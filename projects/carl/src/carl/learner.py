@@ -46,7 +46,8 @@ class Learner:
         device: torch.device | str = "cpu",
         loss: LossName = "scaled",
     ) -> None:
-        self.task, self.setting, self.loss, self.device = task, setting, loss, torch.device(device)
+        self.task, self.setting, self.device = task, setting, torch.device(device)
+        self.loss: LossName = loss
         generator = torch.Generator().manual_seed(mixed(seed, "weights"))
         self.ensemble = Ensemble(
             setting.nets, task.input_dim, task.target_dim, setting.hidden, setting.decays, generator

@@ -177,7 +177,8 @@ def packed(episode: Episode) -> dict[str, Any]:
 
 def unpacked(values: Mapping[str, Any]) -> Episode:
     """The inverse of `packed`."""
-    return Episode(**{k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in values.items()})
+    plain: dict[str, Any] = {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+    return Episode(**plain)
 
 
 def described(episodes: Sequence[Episode]) -> dict[str, float]:

@@ -1,0 +1,307 @@
+"""The experiments behind the claims: which cells a preset runs, and what is computed from them. Imports no torch.
+
+A cell is one environment under one seed (or several side by side): the source phase, then every variant branched off it
+in the target, then zero-shot episodes of several cautions that meet the same first states and random numbers. The cell
+`batch` times a batch of planning problems against one at a time.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from shared.claims import Cell, Missing, Outcomes, ReproduceConfig, Study
+
+VARIANTS = ("pets-scratch", "mb-finetune", "carl-reward", "carl-state")
+ZERO_SHOT = ("mb-frozen", "carl-reward", "carl-state")
+CAPPED = 100  # steps: later catastrophes of zero-shot cartpole count as if they had come then
+BATCHED = 9  # problems of the timed batch
+GAMMAS, BETAS, SCALES = (30.0, 50.0, 70.0), (0.25, 0.5, 0.75), (0.5, 1.0, 1.5, 2.0)
+TRUSTED = 0.01  # share of false votes above which planning goes by noise
+
+
+def cells_of(preset: str) -> list[tuple[str, dict[str, Any], int]]:
+    """(name, settings, seed) of a preset's cells."""
+    if preset == "smoke":
+        planned = {env: {"env": env, "seeds": 1, "zero_shot": 1} for env in ("cartpole", "duckietown", "half-cheetah")}
+        return [(name, fields, 0) for name, fields in planned.items()]
+    if preset == "cpu":
+        cartpole = {"env": "cartpole", "seeds": 1, "zero_shot": 6, "targets": [1.0, 1.5, 2.0], "head": True}
+        car = {"env": "duckietown", "seeds": 1, "zero_shot": 6, "targets": [0.15]}
+        cells = [
+            (name, fields, seed) for seed in range(4) for name, fields in (("cartpole", cartpole), ("duckietown", car))
+        ]
+        return [*cells, ("batch", {"problems": BATCHED}, 0)]
+    if preset == "gpu":
+        fields = {
+            "env": "cartpole", "seeds": 2, "zero_shot": 3, "targets": [1.0, 1.5], "adapt_targets": [1.0, 1.5],
+            "variants": ["mb-finetune", "carl-reward", "carl-state"],
+        }  # fmt: skip
+        return [("cartpole", fields, 0), ("batch", {"problems": BATCHED}, 0)]
+    planned = {}
+    for env, targets in (("cartpole", [1.0, 1.25, 1.5, 2.0]), ("duckietown", [0.15]), ("half-cheetah", [5.0])):
+        planned[env] = {
+            "env": env, "seeds": 1, "zero_shot": 5, "targets": targets, "adapt_targets": targets,
+            "variants": [*VARIANTS, "mb-frozen", "carl-reward+state"], "head": env == "cartpole",
+            "ablations": env == "cartpole",
+        }  # fmt: skip
+    return [(name, fields, seed) for seed in range(5) for name, fields in planned.items()]
+
+
+class CarlStudy(Study):
+    """Cautious Adaptation for Reinforcement Learning."""
+
+    member: ClassVar[str] = "carl"
+    package: ClassVar[str] = "carl"
+    libraries: ClassVar[tuple[str, ...]] = ("gymnasium", "mujoco")
+
+    def cells(self, config: ReproduceConfig) -> list[Cell]:
+        planned = cells_of(config.preset)
+        if config.seeds is not None:
+            planned = [
+                (name, fields, seed) for name, fields, first in planned if first == 0 for seed in range(config.seeds)
+            ]
+        return [Cell(name, fields, seed) for name, fields, seed in planned]
+
+    def run(self, cell: Cell, config: ReproduceConfig) -> dict[str, Any]:
+        from carl.measures import batch_cost, experiment
+        from shared.device import choose_device
+
+        device = str(choose_device(config.device))
+        if cell.name == "batch":
+            return batch_cost(config.scale, device, **cell.settings)
+        return experiment(config.scale, device, cell.seed, **cell.settings)
+
+    def quantities(self) -> Mapping[str, Callable[[Outcomes], Sequence[float]]]:
+        found: dict[str, Callable[[Outcomes], Sequence[float]]] = {
+            "smoke-finite": finite,
+            "source-return": lambda o: [statistics.fmean(each["source_returns"][-3:]) for each in runs(o, "cartpole")],
+            "far-reward-over-mb": partial(
+                pooled_ratio, env="cartpole", one="carl-reward", other="mb-frozen", target=1.5, cap=CAPPED
+            ),
+            "far-state-over-mb": partial(
+                pooled_ratio, env="cartpole", one="carl-state", other="mb-frozen", target=1.5, cap=CAPPED
+            ),
+            "car-state-over-mb": partial(
+                pooled_ratio, env="duckietown", one="carl-state", other="mb-frozen", target=0.15
+            ),
+            "car-reward-over-mb": partial(
+                pooled_ratio, env="duckietown", one="carl-reward", other="mb-frozen", target=0.15
+            ),
+            "false-votes-worst": lambda o: [max(head(o, "scaled"))],
+            "false-votes-fewer": fewer_false_votes,
+            "batch-cost": lambda o: o.values("batch", "ratio"),
+            "state-first-over-reward": lambda o: [
+                a - b for a, b in zip(first_returns(o, "carl-state"), first_returns(o, "carl-reward"), strict=True)
+            ],
+        }
+        for variant in (*VARIANTS, "carl-reward+state", "mb-frozen"):
+            for target in (1.0, 1.5):
+                key = f"{variant}-{target:g}"
+                found[f"catastrophes-{key}"] = partial(catastrophes, variant=variant, target=target)
+                found[f"max-return-{key}"] = partial(max_return, variant=variant, target=target)
+        return found
+
+    def tables(self, outcomes: Outcomes) -> Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]]:
+        tables: dict[str, tuple[Sequence[str], Sequence[Sequence[Any]]]] = {}
+        for env in ("cartpole", "duckietown", "half-cheetah"):
+            if env not in outcomes:
+                continue
+            tables[f"{env}: source phase, by seed"] = source_rows(outcomes, env)
+            tables[f"{env}: adaptation"] = adaptation_rows(outcomes, env)
+            tables[f"{env}: zero-shot, all seeds' episodes"] = zero_shot_rows(outcomes, env)
+        if "cartpole" in outcomes and "head" in runs(outcomes, "cartpole")[0]:
+            tables["The catastrophe head, trained afresh on what the source phase met (target states at 1.0 m)"] = (
+                head_rows(outcomes)
+            )
+        if "cartpole" in outcomes and runs(outcomes, "cartpole")[0].get("ablations"):
+            tables["cartpole: beta, gamma and lambda"] = ablation_rows(outcomes)
+        return tables
+
+    def figures(self, outcomes: Outcomes, folder: Path) -> list[Path]:
+        from carl.study_figures import draw
+
+        return draw(outcomes, folder)
+
+
+# -- quantities: one value a seed ------------------------------------------------------------------------------------
+
+
+def runs(outcomes: Outcomes, env: str) -> list[Mapping[str, Any]]:
+    """What was measured of an environment, one mapping a seed."""
+    return [each for cell in outcomes.raw(env) for each in cell["seeds"]]
+
+
+def finite(outcomes: Outcomes) -> list[float]:
+    """Of the three environments: 1 where every return is a number and every variant ran, else 0."""
+    found = []
+    for env in ("cartpole", "duckietown", "half-cheetah"):
+        for run in runs(outcomes, env):
+            returns = [run["source_returns"], *(log["returns"] for log in run["adaptation"])]
+            found.append(float(all(value == value and abs(value) < float("inf") for row in returns for value in row)))
+    return found
+
+
+def adapted(outcomes: Outcomes, env: str, variant: str, target: float) -> list[Mapping[str, Any]]:
+    """A variant's way through a target, one a seed.
+
+    Raises:
+        Missing: it was not run.
+    """
+    found = [
+        log for run in runs(outcomes, env) for log in run["adaptation"]
+        if log["variant"] == variant and log["target"] == target
+    ]  # fmt: skip
+    if not found:
+        raise Missing(f"{env}: {variant} at {target:g}")
+    return found
+
+
+def catastrophes(outcomes: Outcomes, variant: str, target: float) -> list[float]:
+    """Cartpole: adaptation episodes with a catastrophe."""
+    return [float(sum(log["catastrophes"])) for log in adapted(outcomes, "cartpole", variant, target)]
+
+
+def max_return(outcomes: Outcomes, variant: str, target: float) -> list[float]:
+    """Cartpole: highest return of the adaptation episodes."""
+    return [max(log["returns"]) for log in adapted(outcomes, "cartpole", variant, target)]
+
+
+def first_returns(outcomes: Outcomes, variant: str) -> list[float]:
+    """Cartpole at 1 m: return of the first target episode."""
+    return [log["returns"][0] for log in adapted(outcomes, "cartpole", variant, 1.0)]
+
+
+def steps_until(outcomes: Outcomes, env: str, variant: str, target: float, cap: int | None = None) -> list[list[float]]:
+    """Zero-shot: steps until the catastrophe, one list of episodes a seed; an episode without one counts as long as
+    episodes are (or `cap`).
+
+    Raises:
+        Missing: that was not run.
+    """
+    found = []
+    for run in runs(outcomes, env):
+        for each in run["zero_shot"]:
+            if each["variant"] == variant and each["target"] == target:
+                limit = run["steps"] if cap is None else cap
+                found.append([float(min(limit, limit if t is None else t)) for t in each["first_catastrophe"]])
+    if not found:
+        raise Missing(f"{env}: zero-shot {variant} at {target:g}")
+    return found
+
+
+def pooled_ratio(
+    outcomes: Outcomes, env: str, one: str, other: str, target: float, cap: int | None = None
+) -> list[float]:
+    """Ratio of the means of `steps_until` over the paired episodes of all seeds: one value."""
+    means = [
+        statistics.fmean(steps for seed in steps_until(outcomes, env, variant, target, cap) for steps in seed)
+        for variant in (one, other)
+    ]
+    return [means[0] / means[1]]
+
+
+def head(outcomes: Outcomes, loss: str) -> list[float]:
+    """Share of false votes of a head that was trained with some loss, one a seed."""
+    found = [run["head"][loss]["false_votes"] for run in runs(outcomes, "cartpole") if "head" in run]
+    if not found:
+        raise Missing("cartpole: head")
+    return found
+
+
+def fewer_false_votes(outcomes: Outcomes) -> list[float]:
+    """Of the seeds where `pos_weight` votes falsely on more than 1 %: share where `scaled` votes falsely less often; 1
+    where there is no such seed."""
+    pairs = list(zip(head(outcomes, "scaled"), head(outcomes, "pos_weight"), strict=True))
+    asked = [scaled < weighted for scaled, weighted in pairs if weighted > TRUSTED]
+    return [sum(asked) / len(asked) if asked else 1.0]
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
+
+
+def source_rows(outcomes: Outcomes, env: str) -> Table:
+    """A row a seed: returns, catastrophes, and how good the model is on the last source episodes."""
+    rows = []
+    for seed, run in enumerate(runs(outcomes, env)):
+        returns = run["source_returns"]
+        rows.append(
+            [seed, len(returns), statistics.fmean(returns[-3:]), max(returns), sum(run["source_catastrophes"]),
+             ", ".join(f"{value:.0f}" for value in returns)]
+        )  # fmt: skip
+    return ("seed", "episodes", "mean return of the last 3", "highest", "with a catastrophe", "returns"), rows
+
+
+def adaptation_rows(outcomes: Outcomes, env: str) -> Table:
+    """A row a variant and target: means over seeds, and every seed's catastrophes."""
+    groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    for run in runs(outcomes, env):
+        for log in run["adaptation"]:
+            groups.setdefault((log["variant"], log["target"]), []).append(log)
+    rows = []
+    for (variant, target), logs in groups.items():
+        counts = [sum(log["catastrophes"]) for log in logs]
+        tests = [value for log in logs for value in log["test_catastrophes"]]
+        rows.append(
+            [variant, f"{target:g}", statistics.fmean(log["returns"][0] for log in logs),
+             statistics.fmean(max(log["returns"]) for log in logs), statistics.fmean(counts),
+             ", ".join(map(str, counts)), f"{sum(tests)} of {len(tests)}"]
+        )  # fmt: skip
+    columns = (
+        "variant", "target", "first return", "highest return", "catastrophes", "by seed", "test episodes with one",
+    )  # fmt: skip
+    return columns, rows
+
+
+def zero_shot_rows(outcomes: Outcomes, env: str) -> Table:
+    """A row a variant and target: returns, catastrophes, steps until one; one-step errors and disagreement there."""
+    groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    for run in runs(outcomes, env):
+        for each in run["zero_shot"]:
+            groups.setdefault((each["variant"], each["target"]), []).append(each)
+    rows = []
+    for (variant, target), found in groups.items():
+        returns = [value for each in found for value in each["returns"]]
+        hit = [t for each in found for t in each["first_catastrophe"]]
+        until = [s for seed in steps_until(outcomes, env, variant, target) for s in seed]
+        rows.append(
+            [variant, f"{target:g}", len(returns), statistics.fmean(returns), sum(t is not None for t in hit),
+             statistics.fmean(until), statistics.fmean(each["mse"] for each in found),
+             statistics.fmean(each["nll"] for each in found), statistics.fmean(each["disagreement"] for each in found)]
+        )  # fmt: skip
+    columns = (
+        "variant", "target", "episodes", "return", "with a catastrophe", "steps until", "one-step mse", "nll",
+        "disagreement",
+    )  # fmt: skip
+    return columns, rows
+
+
+def head_rows(outcomes: Outcomes) -> Table:
+    """A row a loss: means over seeds, and every seed's false votes."""
+    found = [run["head"] for run in runs(outcomes, "cartpole")]
+    rows = []
+    for loss in found[0]:
+        of = [each[loss] for each in found]
+        numbers = [[each[m] for each in of if each[m] is not None] for m in ("auroc", "brier", "false_votes", "missed")]
+        shown = [statistics.fmean(values) if values else None for values in numbers]
+        rows.append([loss, *shown, ", ".join(f"{100 * each['false_votes']:.2f} %" for each in of)])
+    return ("loss", "AUROC", "Brier", "false votes", "missed", "false votes by seed"), rows
+
+
+def ablation_rows(outcomes: Outcomes) -> Table:
+    """A row a caution and target: highest return and catastrophes of the adaptation, means over seeds."""
+    groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    for run in runs(outcomes, "cartpole"):
+        for log in run["ablations"]:
+            groups.setdefault((log["caution"], log["target"]), []).append(log)
+    rows = [
+        [caution, f"{target:g}", statistics.fmean(max(log["returns"]) for log in logs),
+         statistics.fmean(sum(log["catastrophes"]) for log in logs)]
+        for (caution, target), logs in groups.items()
+    ]  # fmt: skip
+    return ("caution", "target", "highest return", "catastrophes"), rows
