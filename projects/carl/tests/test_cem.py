@@ -9,6 +9,7 @@ import torch
 
 from carl.cem import CEM, shifted, truncated_normal
 from carl.mppi import MPPI
+from carl.noise import Streams
 from shared.config import UserError
 
 LOW, HIGH = torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 2.0])
@@ -33,14 +34,12 @@ def test_optimum_outside_is_found_at_the_bound() -> None:
     torch.testing.assert_close(found, torch.tensor([[[1.0, -2.0]]]), rtol=0, atol=1e-2)
 
 
-def test_problems_of_a_batch_with_shared_noise_are_the_problem_alone() -> None:
-    optimiser = CEM(LOW, HIGH, candidates=50, elites=5, iterations=4, shared_noise=True)
+def test_problems_of_a_batch_with_one_stream_are_the_problem_alone() -> None:
+    optimiser = CEM(LOW, HIGH, candidates=50, elites=5, iterations=4)
     centre = torch.tensor([[[0.3, -1.2]], [[0.9, 1.0]]])
-    both = optimiser.minimise(bowl(centre.unsqueeze(1)), *optimiser.first(2, 1), torch.Generator().manual_seed(3))
+    both = optimiser.minimise(bowl(centre.unsqueeze(1)), *optimiser.first(2, 1), Streams([3, 3]))
     for g in range(2):
-        alone = optimiser.minimise(
-            bowl(centre[g : g + 1].unsqueeze(1)), *optimiser.first(1, 1), torch.Generator().manual_seed(3)
-        )
+        alone = optimiser.minimise(bowl(centre[g : g + 1].unsqueeze(1)), *optimiser.first(1, 1), Streams([3]))
         assert torch.equal(both[g : g + 1], alone)
 
 

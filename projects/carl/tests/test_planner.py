@@ -8,6 +8,7 @@ from torch import Tensor
 
 from carl.buffer import Buffer
 from carl.ensemble import Ensemble
+from carl.noise import Streams
 from carl.particles import Simulator
 from carl.planner import Planner
 from carl.risk import Risk
@@ -106,11 +107,11 @@ def test_problems_of_a_batch_are_the_problem_alone() -> None:
     context = torch.full((4,), 0.6)
     together = planner(risks)
     for _ in range(2):  # the second plan starts from the shifted first
-        both, _ = together.act(state, context, seeded())
+        both, _ = together.act(state, context, Streams([1] * 4))
     for g, risk in enumerate(risks):
         alone = planner([risk])
         for _ in range(2):
-            action, _ = alone.act(state[:1], context[:1], seeded())
+            action, _ = alone.act(state[:1], context[:1], Streams([1]))
         torch.testing.assert_close(action[0], both[g], rtol=0, atol=1e-5)
 
 

@@ -97,7 +97,7 @@ def branch(
     return Branch(label, source.copy(), risk, target, seed, fits, source.copy() if frozen_head else None)
 
 
-def tests_at(iteration: int, setting: Setting) -> bool:
+def is_test_point(iteration: int, setting: Setting) -> bool:
     """Whether there are tests before an iteration (`adapt_iterations`: after the last)."""
     return iteration == setting.adapt_iterations or iteration in TESTS
 
@@ -168,7 +168,7 @@ def adapt(
     """
     logs = [Log() for _ in branches]
     for iteration in range(setting.adapt_iterations + 1):
-        if test_episodes and tests_at(iteration, setting):
+        if test_episodes and is_test_point(iteration, setting):
             take_tests(branches, logs, name, task, setting, iteration, test_episodes)
         if iteration < setting.adapt_iterations:
             adapt_iteration(branches, logs, name, task, setting, iteration)

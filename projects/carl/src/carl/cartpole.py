@@ -39,6 +39,7 @@ MODEL = """
 </mujoco>
 """
 FALLEN, OFF = np.pi / 2, 2.4  # rad, m: a catastrophe is beyond
+PUSH = 30.0  # N: an adversary's largest force on the tip
 NOISE = 0.01  # of positions and velocities at reset
 
 
@@ -54,6 +55,7 @@ class Cartpole(MujocoSafetyEnv):
     """State (x m, theta rad, velocities); theta = 0 is up, where an episode starts. Action: force / 100 N, [-3, 3]."""
 
     source: ClassVar = DomainDistribution("pole length (m)", 0.4, 0.8, lowest=0.1, highest=10.0)
+    disturbance_dim: ClassVar[int] = 1
     frame_skip: ClassVar[int] = 2
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
 
@@ -77,6 +79,13 @@ class Cartpole(MujocoSafetyEnv):
         return np.concatenate([self.data.qpos, self.data.qvel])
 
     def _advance(self, action: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, bool, bool]:
+        self.data.qfrc_applied[:] = 0
+        if self.push is not None:  # along the rail, at the pole's tip
+            body = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_BODY, "pole")
+            x, theta = self.data.qpos
+            tip = np.array([x + self.domain * np.sin(theta), 0.0, self.domain * np.cos(theta)])
+            force = np.array([PUSH * float(self.push[0]), 0.0, 0.0])
+            mujoco.mj_applyFT(self.model, self.data, force, np.zeros(3), tip, body, self.data.qfrc_applied)
         self.simulate(action)
         x, theta, *_ = state = self.state()
         reward = float(closeness(x, np.sin(theta), np.cos(theta), self.domain))

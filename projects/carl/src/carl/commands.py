@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from carl.adaptation import Branch, Log, adapt_iteration, branch, check_head, run_branches, take_tests, tests_at
+from carl.adaptation import Branch, Log, adapt_iteration, branch, check_head, run_branches, take_tests, is_test_point
 from carl.catastrophe import calibrate
 from carl.config import (
     ENV_DESCRIPTIONS,
@@ -128,7 +128,7 @@ def go_through(branches: Sequence[Branch], env: str, setting: Setting, tests: in
     bar = tqdm(total=setting.adapt_iterations, unit="episode", disable=True if quiet else None, desc=MEMBER)
     with bar:
         for iteration in range(setting.adapt_iterations + 1):
-            if tests and tests_at(iteration, setting):
+            if tests and is_test_point(iteration, setting):
                 take_tests(branches, logs, env, task_of(env), setting, iteration, tests)
             if iteration < setting.adapt_iterations:
                 adapt_iteration(branches, logs, env, task_of(env), setting, iteration)

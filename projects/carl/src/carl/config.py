@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from carl.settings import SETTINGS, Setting
+from carl.settings import POLICY_SETTINGS, SETTINGS, PolicySetting, Setting
 from shared.config import RunConfig, UserError, check_choice, check_range
 
 EnvName = Literal["cartpole", "duckietown", "half-cheetah"]
@@ -169,8 +169,17 @@ class TrainConfig(SizeFlags, CautionFlags, RunConfig):
         return self.sized(self.env, self.preset)
 
     def source_steps(self) -> int:
-        """Iterations of the source phase."""
-        return 0 if self.method == "pets-scratch" else self.setting().source_iterations
+        """Iterations of the source phase: episodes, or updates of a policy."""
+        if self.method == "pets-scratch":
+            return 0
+        setting = self.setting()
+        if self.method in MODEL_FREE and self.source_iterations is None:
+            return self.policy_setting().updates(self.method, setting.steps)
+        return setting.source_iterations
+
+    def policy_setting(self) -> PolicySetting:
+        """Sizes of the baselines that learn no model."""
+        return POLICY_SETTINGS[self.preset]
 
     def target_domain(self) -> float:
         """The target, checked against the sources by whoever has the environment."""

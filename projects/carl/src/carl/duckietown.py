@@ -26,6 +26,7 @@ START = (0.2925, 1.4625)  # m, heading 0
 DT, SKIP = 1 / 30, 2  # seconds of a substep; substeps of a step
 REACH = 0.0318 * 27  # wheel radius times motor constant: commands beyond saturate
 TOP = 1.2  # m/s of a saturated wheel
+PUSH = 0.15  # m/s: an adversary's largest disturbance of a wheel's speed
 MARGIN = 0.03  # m: the wheels stand that much closer together than the car is wide
 REAR, NOSE = 0.066 - 0.09, 0.09  # m: where the footprint's middle and front lie
 ARRIVED = 100.0  # reward on the goal tile
@@ -42,12 +43,14 @@ def goal_distance(x: Any, z: Any, largest: Any = np.maximum) -> Any:
     return across + along
 
 
-def drive(pose: NDArray[np.float64], action: NDArray[np.float64], width: float) -> NDArray[np.float64]:
+def drive(
+    pose: NDArray[np.float64], action: NDArray[np.float64], width: float, push: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
     """One substep of the kinematics.
 
     Args:
         pose: (..., 4) x, z, speed, heading. action: (..., 2) forward and turning command in [-1, 1].
-        width: of the car, m.
+        width: of the car, m. push: (2,) in [-1, 1], an adversary's on the speeds of the left and right wheel.
 
     Returns: (..., 4); speed is that of the straight line between the poses.
     """
@@ -55,6 +58,8 @@ def drive(pose: NDArray[np.float64], action: NDArray[np.float64], width: float) 
     forward, turn = np.moveaxis(action, -1, 0)
     base = width - MARGIN
     left, right = (TOP * np.clip((forward + side * 0.5 * turn * base) / REACH, -1, 1) for side in (-1, 1))
+    if push is not None:
+        left, right = left + PUSH * push[0], right + PUSH * push[1]
     straight = left == right
     omega = np.where(straight, 0.0, (right - left) / base)
     radius = np.where(straight, 0.0, base * (left + right) / 2 / np.where(straight, 1.0, left - right))
@@ -106,6 +111,7 @@ class Duckietown(SafetyEnv):
         render_mode: None or `rgb_array`.
     """
 
+    disturbance_dim: ClassVar[int] = 2
     source: ClassVar = DomainDistribution("car width (m)", 0.05, 0.10, lowest=MARGIN, highest=0.5)
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012
 
@@ -134,7 +140,7 @@ class Duckietown(SafetyEnv):
     def _advance(self, action: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, bool, bool]:
         attempted = self.pose
         for _ in range(SKIP):
-            attempted = drive(attempted, action, self.domain)
+            attempted = drive(attempted, action, self.domain, self.push)
         hit = not bool(footprint_on_road(attempted, self.domain))
         if not hit:
             self.pose = attempted

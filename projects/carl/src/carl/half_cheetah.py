@@ -22,6 +22,7 @@ from carl.simulation import MujocoSafetyEnv, compiled
 
 TOTAL_MASS = 14.0  # kg
 CONTROL_COST = 0.05
+PUSH = 25.0  # N and N m: an adversary's largest wrench on the torso
 JOINTS = 6  # motors: back thigh, shin, foot, front thigh, shin, foot
 
 
@@ -45,6 +46,7 @@ class HalfCheetahDisabled(MujocoSafetyEnv):
     source: ClassVar = DomainDistribution(
         "disabled joint", choices=(1.0, 2.0, 3.0, 4.0), lowest=-0.5, highest=JOINTS - 1, whole=True
     )
+    disturbance_dim: ClassVar[int] = 3
     frame_skip: ClassVar[int] = 1
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 100}  # noqa: RUF012
 
@@ -77,6 +79,10 @@ class HalfCheetahDisabled(MujocoSafetyEnv):
     def _advance(self, action: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, bool, bool]:
         masked = action.copy()
         masked[int(self.domain)] = 0.0
+        self.data.xfrc_applied[:] = 0
+        if self.push is not None:  # force along x and z and torque about y, together of norm one at most
+            fx, fz, torque = PUSH * self.push / max(1.0, float(np.linalg.norm(self.push)))
+            self.data.xfrc_applied[self._torso] = [fx, 0.0, fz, 0.0, torque, 0.0]
         before = float(self.data.subtree_com[self._torso, 0])
         self.simulate(masked)
         mujoco.mj_forward(self.model, self.data)

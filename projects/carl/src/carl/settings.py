@@ -104,6 +104,35 @@ def _smoke(setting: Setting) -> Setting:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class PolicySetting:
+    """Sizes of the baselines that learn no model.
+
+    Attributes:
+        budget: environment steps of the source phase.
+        episodes: source episodes of an update. maml_domains, maml_episodes: domains of a meta-iteration, and episodes
+            of each before adapting, and again after.
+    """
+
+    budget: float = 2e6
+    episodes: int = 16
+    maml_domains: int = 20
+    maml_episodes: int = 10
+
+    def updates(self, method: str, steps: int) -> int:
+        """Updates that the budget pays for, with episodes of `steps` steps."""
+        an_update = self.episodes * steps
+        if method == "ppo-maml":
+            an_update = 2 * self.maml_domains * self.maml_episodes * steps
+        return max(1, round(self.budget / an_update))
+
+
+POLICY_SETTINGS: dict[str, PolicySetting] = {
+    "smoke": PolicySetting(480, 4, 2, 2),
+    "cpu": PolicySetting(1.5e5, 16, 5, 4),
+    "gpu": PolicySetting(),
+    "paper": PolicySetting(),
+}
 SETTINGS: dict[str, dict[str, Setting]] = {
     "smoke": {name: _smoke(setting) for name, setting in PUBLISHED.items()},
     "cpu": CPU,

@@ -28,8 +28,11 @@ class SafetyEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
     """Phases and domains, whatever simulates. Subclasses set `source`, spaces, and give `_begin` and `_advance`."""
 
     source: ClassVar[DomainDistribution]
+    disturbance_dim: ClassVar[int]
+    """Numbers that an adversary chooses a step."""
 
     def __init__(self) -> None:
+        self.push: NDArray[np.float64] | None = None
         self.domain = float("nan")
         self.phase: Phase = "target"
 
@@ -50,7 +53,7 @@ class SafetyEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         if options:
             raise UserError("reset option", next(iter(options)), ["domain", "phase"])
         check_choice("phase", phase, PHASES)
-        self.phase = phase
+        self.phase, self.push = phase, None
         self.domain = self.source.sample(self.np_random) if domain is None else self.source.check(float(domain))
         return self._begin(), {"catastrophe": False}
 
@@ -61,7 +64,12 @@ class SafetyEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         unstable = not bool(np.isfinite(observation).all())
         terminated = done or unstable or (catastrophe and self.phase == "target")
         info = {"catastrophe": catastrophe, "unstable": unstable}
+        self.push = None
         return observation, reward, terminated, False, info
+
+    def disturb(self, push: NDArray[np.floating]) -> None:
+        """Disturb the next step: each number in [-1, 1], of the largest disturbance of the environment; clipped."""
+        self.push = np.clip(np.asarray(push, np.float64), -1, 1)
 
     def _begin(self) -> NDArray[np.float64]:
         """Reset to a first state of `self.domain`; returns the observation."""

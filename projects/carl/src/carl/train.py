@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from carl.adaptation import Branch, Log, adapt_iteration, branch, take_tests, tests_at
+from carl.adaptation import Branch, Log, adapt_iteration, branch, take_tests, is_test_point
 from carl.config import MODEL_FREE, TrainConfig
 from carl.episodes import Episode
 from carl.learner import Learner
@@ -78,7 +78,7 @@ class CautiousAdaptation(Task):
             self._branch()
         config, setting = self.config, self.setting
         found: dict[str, float] = {}
-        if config.tests and tests_at(iteration, setting):
+        if config.tests and is_test_point(iteration, setting):
             found |= self._test(iteration)
         before = [each.learner for each in self.branches]
         fits = adapt_iteration(self.branches, self.logs, config.env, self.task, setting, iteration)

@@ -1,0 +1,178 @@
+"""The baselines that learn no model, on the shared loop: a step is an update over the sources, or a target episode."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from carl.adaptation import Branch, Log, is_test_point
+from carl.config import TrainConfig
+from carl.episodes import Episode
+from carl.figures import adaptation, source_curve
+from carl.maml import MAML
+from carl.noise import mixed
+from carl.policies import Paths, rollout
+from carl.ppo import PPO
+from carl.pretraining import source_of
+from carl.rarl import RARL
+from carl.risk import Risk
+from carl.task import task_of
+from carl.train import TARGET_COLUMNS, account, described, packed, target_rows, unpacked
+from shared.cli import print_table
+from shared.loop import Loop, Task
+from shared.run import write_json
+
+Agent = PPO | MAML | RARL
+
+
+class ModelFree(Task):
+    """One baseline, for one seed or several one after the other."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config, self.setting, self.task = config, config.setting(), task_of(config.env)
+        self.sizes = config.policy_setting()
+        self.source = source_of(config.env)
+        self.target = self.source.check_target(config.target_domain(), config.in_distribution)
+        self.seeds = [config.seed + number for number in range(config.seeds)]
+
+    def start(self, loop: Loop) -> None:
+        self.loop = loop
+        self.agents = [self._agent(seed) for seed in self.seeds]
+        self.logs = [Log() for _ in self.seeds]
+        self.returns: list[list[float]] = [[] for _ in self.seeds]  # of the source phase, mean of an update's episodes
+
+    def _agent(self, seed: int) -> Agent:
+        if self.config.method == "ppo-maml":
+            return MAML(self.task, seed)
+        if self.config.method == "ppo-dr":
+            return PPO(self.task, seed)
+        return RARL(self.config.env, self.task, seed)
+
+    def step(self, batch: Any) -> dict[str, float]:
+        iteration = self.loop.step - self.config.source_steps()
+        rows = []
+        for place, (agent, seed) in enumerate(zip(self.agents, self.seeds, strict=True)):
+            if iteration < 0:
+                rows.append(self._source_step(agent, seed, place))
+            else:
+                rows.append(self._target_step(agent, seed, place, iteration))
+        names = dict.fromkeys(name for row in rows for name in row)
+        means = {name: statistics.fmean(row[name] for row in rows if name in row) for name in names}
+        return {"target_phase": float(iteration >= 0), **means}
+
+    def _source_step(self, agent: Agent, seed: int, place: int) -> dict[str, float]:
+        number, sizes, steps = self.loop.step, self.sizes, self.setting.steps
+        stream = np.random.default_rng(mixed(seed, "domain", number))
+        own = mixed(seed, "source", number)
+        if isinstance(agent, MAML):
+            domains = [self.source.sample(stream) for _ in range(sizes.maml_domains)]
+            losses, played = agent.iteration(self.config.env, domains, sizes.maml_episodes, own, steps)
+        else:
+            domains = [self.source.sample(stream) for _ in range(sizes.episodes)]
+            if isinstance(agent, RARL):
+                losses, paths = agent.iteration(domains, own, steps, number)
+            else:
+                paths = rollout(agent.policy, self.config.env, self.task, domains, "source", own, steps)
+                losses = agent.update(paths, own)
+            played = [paths]
+        if number == 0:  # from the first episodes on: policies see inputs of one size
+            self._normalise(agent, played)
+        self.returns[place].append(statistics.fmean(r for paths in played for r in paths.returns()))
+        share = statistics.fmean(float(paths.catastrophes.any(dim=1).float().mean()) for paths in played)
+        return {"return": self.returns[place][-1], "catastrophe": share, **losses}
+
+    def _normalise(self, agent: Agent, played: list[Paths]) -> None:
+        import torch
+
+        rows = torch.cat([self.task.features(paths.states[:, :-1])[paths.alive] for paths in played])
+        for each in (agent.agent, agent.adversary) if isinstance(agent, RARL) else (agent,):
+            each.policy.normalise(rows)
+
+    def _target_step(self, agent: Agent, seed: int, place: int, iteration: int) -> dict[str, float]:
+        config, log, steps = self.config, self.logs[place], self.setting.steps
+        if config.tests and is_test_point(iteration, self.setting):
+            self._test(agent, seed, log, iteration)
+        own = mixed(seed, "adapt", iteration)
+        paths = rollout(agent.policy, config.env, self.task, [self.target], "target", own, steps)
+        log.adaptation += paths.episodes(self.task.high)
+        losses: dict[str, float] = {}
+        if isinstance(agent, MAML):
+            agent.settle({k: v.detach() for k, v in agent.adapted(agent.parameters(), paths).items()})
+        elif isinstance(agent, PPO):
+            losses = agent.update(paths, own)
+        elif config.method == "rarl-finetune":
+            losses = agent.agent.update(paths, own)
+        if config.tests and iteration == self.setting.adapt_iterations - 1:
+            self._test(agent, seed, log, self.setting.adapt_iterations)
+        return {**described(log.adaptation[-1:]), **losses}
+
+    def _test(self, agent: Agent, seed: int, log: Log, iteration: int) -> None:
+        many, own = [self.target] * self.config.tests, mixed(seed, "test", iteration)
+        paths = rollout(agent.policy, self.config.env, self.task, many, "target", own, self.setting.steps, greedy=True)
+        log.tests[iteration] = paths.episodes(self.task.high)
+
+    def evaluate(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        if self.returns[0]:
+            found["source_return_last_3"] = statistics.fmean(r for each in self.returns for r in each[-3:])
+        if self.logs[0].adaptation:
+            found["max_return"] = statistics.fmean(log.running_maximum()[-1] for log in self.logs)
+            found["catastrophes"] = statistics.fmean(log.catastrophes()[-1] for log in self.logs)
+            if self.logs[0].tests:
+                found["test_catastrophes"] = statistics.fmean(log.test_catastrophes() for log in self.logs)
+        return found
+
+    def state(self) -> Mapping[str, Any]:
+        return {"run": _State(self)}
+
+    def branches(self) -> list[Branch]:
+        """The seeds as branches, for accounts."""
+        none: Any = None
+        return [Branch(self.config.method, none, Risk("none"), self.target, seed) for seed in self.seeds]
+
+    def report(self, folder: Path, summary: Mapping[str, Any]) -> int:
+        """Tables and figures of a finished run; returns the exit code."""
+        config, branches = self.config, self.branches()
+        write_json(folder / "adaptation.json", account(branches, self.logs, config.env))
+        made = [source_curve(folder / "figures" / "source", {config.method: self.returns}, "mean return of an update")]
+        if self.logs[0].adaptation:
+            returns = {config.method: [log.running_maximum() for log in self.logs]}
+            deaths = {config.method: [[float(c) for c in log.catastrophes()] for log in self.logs]}
+            made.append(adaptation(folder / "figures" / "adaptation", returns, deaths, f"target {self.target:g}"))
+        rows = list(summary["metrics"].items())
+        print_table(f"{config.method} on {config.env}: {summary['status']}", ("", "value"), rows, config.quiet)
+        print_table("in the target", TARGET_COLUMNS, target_rows(branches, self.logs), config.quiet)
+        if not config.quiet:
+            print(f"run folder: {folder}")
+            for path in made:
+                print(f"figure: {path}")
+        return 0
+
+
+class _State:
+    """Agents, returns and logs in a checkpoint."""
+
+    def __init__(self, task: ModelFree) -> None:
+        self.task = task
+
+    def state_dict(self) -> dict[str, Any]:
+        task = self.task
+        return {
+            "agents": [agent.state_dict() for agent in task.agents],
+            "returns": [list(each) for each in task.returns],
+            "adaptation": [[packed(e) for e in log.adaptation] for log in task.logs],
+            "tests": [{str(i): [packed(e) for e in some] for i, some in log.tests.items()} for log in task.logs],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        task = self.task
+        for agent, saved in zip(task.agents, state["agents"], strict=True):
+            agent.load_state_dict(saved)
+        task.returns = [list(each) for each in state["returns"]]
+        adaptation_of: list[list[Episode]] = [[unpacked(e) for e in some] for some in state["adaptation"]]
+        tests = [{int(i): [unpacked(e) for e in some] for i, some in each.items()} for each in state["tests"]]
+        task.logs = [Log(some, each) for some, each in zip(adaptation_of, tests, strict=True)]
