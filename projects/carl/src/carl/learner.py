@@ -52,7 +52,7 @@ class Learner:
         self.ensemble = Ensemble(
             setting.nets, task.input_dim, task.target_dim, setting.hidden, setting.decays, generator
         ).to(self.device)
-        self.optimizer = torch.optim.Adam(self.ensemble.parameters(), lr=LEARNING_RATE)
+        self.optimizer = torch.optim.Adam(self.ensemble.parameters(), lr=LEARNING_RATE, fused=True)
         self.buffer = Buffer(task.state_dim, task.action_dim, self.device)
 
     @property
@@ -105,7 +105,7 @@ class Learner:
         other = object.__new__(Learner)
         other.__dict__.update(self.__dict__)
         other.ensemble = copy.deepcopy(self.ensemble)
-        other.optimizer = torch.optim.Adam(other.ensemble.parameters(), lr=LEARNING_RATE)
+        other.optimizer = torch.optim.Adam(other.ensemble.parameters(), lr=LEARNING_RATE, fused=True)
         other.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
         other.buffer = Buffer(self.task.state_dim, self.task.action_dim, self.device)
         other.buffer.load_state_dict(self.buffer.state_dict())

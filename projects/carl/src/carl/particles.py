@@ -39,8 +39,7 @@ class Outcome(NamedTuple):
 class Simulator:
     """Several problems' ensembles, stacked and folded for planning; to be made again after a fit.
 
-    The normalisation of the inputs is folded into the first layer, whose part for the actions is one product for the
-    whole horizon.
+    The normalisation of the inputs is folded into the first layer.
 
     Args:
         ensembles: one a problem, of one architecture.
@@ -74,9 +73,7 @@ class Simulator:
             std = torch.stack([each.std_in for each in ensembles])
             folded = stacked[0] / std.transpose(-1, -2)
             biases[0] = biases[0] - mean @ folded
-            f = task.feature_dim
-            self.of_state, self.of_action = folded[:, :, :f].contiguous(), folded[:, :, f:].contiguous()
-            self.weights = [self.of_state, *stacked[1:]]  # (G, E, in, out)
+            self.weights = [folded, *stacked[1:]]  # (G, E, in, out)
             self.biases = biases  # (G, E, 1, out)
             self.high = torch.stack([each.max_logvar for each in ensembles])  # (G, 1, 1, d)
             self.low = torch.stack([each.min_logvar for each in ensembles])
@@ -107,8 +104,6 @@ class Simulator:
         device = state.device
         if noise is None:
             noise = normals(G, (H, E, N, R, self.d), source, device)
-        pushed = self._pushed(actions)
-        voting = None if self.voters is None else self.voters._pushed(actions)
         here = state[:, None, None, None].expand(G, E, N, R, -1)
         where = context.view(G, 1, 1, 1)
         limit = beta.view(G, 1, 1, 1)
@@ -118,9 +113,10 @@ class Simulator:
         spread = torch.zeros(G, N, H, device=device)
         for step in range(H):
             seen = task.features(here)
-            mean, raw, logit = self._forward(seen, pushed[:, :, :, step]).split([self.d, self.d, 1], dim=-1)
-            if self.voters is not None and voting is not None:
-                logit = self.voters._forward(seen, voting[:, :, :, step])[..., -1:]
+            action = actions[:, :, step]
+            mean, raw, logit = self._forward(seen, action).split([self.d, self.d, 1], dim=-1)
+            if self.voters is not None:
+                logit = self.voters._forward(seen, action)[..., -1:]
             logvar = bounded(raw, self.low.unsqueeze(3), self.high.unsqueeze(3))
             here = task.advance(here, mean + torch.exp(0.5 * logvar) * noise[:, step])
             voted = torch.sigmoid(logit.squeeze(-1)) > limit
@@ -132,17 +128,13 @@ class Simulator:
         cost += task.action_cost(actions).sum(dim=2)[:, None, :, None]  # (G, 1, N, 1)
         return Outcome(self._by_candidate(cost), self._by_candidate(votes), by_step, spread)
 
-    def _pushed(self, actions: Tensor) -> Tensor:
-        """(G, E, N, H, h): what the actions (G, N, H, a) add to the first layer, for all steps at once."""
-        G, N, H, _ = actions.shape
-        return (actions.reshape(G, 1, N * H, -1) @ self.of_action + self.biases[0]).view(G, self.nets, N, H, -1)
-
-    def _forward(self, seen: Tensor, pushed: Tensor) -> Tensor:
-        """(G, E, N, R, 2 d + 1) of features (G, E, N, R, f) and what the actions add, (G, E, N, h)."""
+    def _forward(self, seen: Tensor, action: Tensor) -> Tensor:
+        """(G, E, N, R, 2 d + 1) of features (G, E, N, R, f) and actions (G, N, a)."""
         G, E, N, R, _ = seen.shape
-        h = (seen.reshape(G, E, N * R, -1) @ self.of_state).view(G, E, N, R, -1) + pushed.unsqueeze(3)
-        h = torch.nn.functional.silu(h).reshape(G, E, N * R, -1)
-        return self._rest(h).view(G, E, N, R, -1)
+        x = torch.cat([seen, action[:, None, :, None].expand(-1, E, -1, R, -1)], dim=-1)
+        h = torch.baddbmm(self.biases[0].flatten(0, 1), x.view(G * E, N * R, -1), self.weights[0].flatten(0, 1))
+        h = torch.nn.functional.silu(h, inplace=True)
+        return self._rest(h.view(G, E, N * R, -1)).view(G, E, N, R, -1)
 
     def _rest(self, h: Tensor) -> Tensor:
         """All layers but the first: (G, E, rows, h) -> (G, E, rows, 2 d + 1)."""
