@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from carl.adaptation import Branch, Log, adapt_iteration, branch, check_head, run_branches, take_tests, is_test_point
+from carl.adaptation import Branch, Log, adapt_iteration, branch, check_head, is_test_point, run_branches, take_tests
 from carl.catastrophe import calibrate
 from carl.config import (
     ENV_DESCRIPTIONS,

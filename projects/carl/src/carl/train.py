@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from carl.adaptation import Branch, Log, adapt_iteration, branch, take_tests, is_test_point
+from carl.adaptation import Branch, Log, adapt_iteration, branch, is_test_point, take_tests
 from carl.config import MODEL_FREE, TrainConfig
 from carl.episodes import Episode
 from carl.learner import Learner
