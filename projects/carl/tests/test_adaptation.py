@@ -48,8 +48,8 @@ def test_every_source_episode_is_in_a_domain_of_its_own_within_the_sources() -> 
     seen = []
     for iteration in range(3):
         done = source_iteration(learners, [0, 1], "cartpole", SMALL, iteration)
-        seen += [each.episode.domain for each in done]
-        assert all(each.episode.phase == "source" for each in done)
+        seen += [each.episodes[0].domain for each in done]
+        assert all(len(each.episodes) == 1 and each.episodes[0].phase == "source" for each in done)
     assert len(set(seen)) == 6
     assert all(source_of("cartpole").contains(domain) for domain in seen)
     assert [len(each.buffer) for each in learners] == [90, 90]  # three episodes of 30 steps: none ends early
@@ -309,7 +309,7 @@ def test_a_car_is_filmed_without_any_display(tmp_path: Path) -> None:
 def test_envs_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["envs"]) == 0
     out = capsys.readouterr().out
-    for word in ("cartpole", "duckietown", "half-cheetah", "0.4 to 0.8"):
+    for word in ("cartpole", "duckietown", "half-cheetah", "baoding", "0.4 to 0.8"):
         assert word in out
 
 

@@ -45,7 +45,7 @@ class Log:
     """What a branch went through.
 
     Attributes:
-        adaptation: episodes learned from, one an iteration. tests: iteration -> test episodes.
+        adaptation: episodes learned from, in order. tests: iteration -> test episodes.
     """
 
     adaptation: list[Episode] = field(default_factory=list)
@@ -122,7 +122,7 @@ def run_branches(
         for each in branches
         for number in range(episodes)
     ]
-    found = run_episodes(starts, name, task, setting, traced)
+    found = run_episodes(starts, name, task, setting.in_target(), traced)
     return [found[place * episodes : (place + 1) * episodes] for place in range(len(branches))]
 
 
@@ -143,15 +143,14 @@ def take_tests(
 def adapt_iteration(
     branches: Sequence[Branch], logs: Sequence[Log], name: str, task: PlanningTask, setting: Setting, iteration: int
 ) -> list[dict[str, float]]:
-    """One episode in the target and one fit of every branch that learns. Returns the losses of the fits."""
+    """Episodes in the target and one fit of every branch that learns. Returns the losses of the fits."""
     losses = []
-    for each, log, found in zip(
-        branches, logs, run_branches(branches, name, task, setting, "adapt", iteration), strict=True
-    ):
-        episode = found[0]
-        log.adaptation.append(episode)
+    played = run_branches(branches, name, task, setting, "adapt", iteration, setting.episodes)
+    for each, log, found in zip(branches, logs, played, strict=True):
+        log.adaptation += found
         if each.fits:
-            each.learner.remember(episode)
+            for episode in found:
+                each.learner.remember(episode)
         can_fit = each.fits and len(each.learner.buffer) > 0
         losses.append(each.learner.fit(mixed(each.seed, "refit", iteration)) if can_fit else {})
     return losses

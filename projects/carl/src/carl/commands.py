@@ -54,6 +54,7 @@ CATASTROPHES = {
     "cartpole": "the pole is beyond 90 degrees or the cart beyond 2.4 m",
     "duckietown": "a wall is hit",
     "half-cheetah": "the head touches the floor",
+    "baoding": "a ball falls off the hand",
 }
 
 
@@ -69,9 +70,10 @@ def free_folder(path: Path, force: bool) -> Path:
     return path
 
 
-def risk_of_flags(config: CautionFlags, name: str | None = None) -> Risk:
+def risk_of_flags(config: CautionFlags, env: str, name: str | None = None) -> Risk:
     """The caution that flags describe."""
-    return Risk(name or config.risk, config.gamma, config.beta, config.penalty)  # pyright: ignore
+    penalty = config.penalty_of(PUBLISHED[env].penalty)
+    return Risk(name or config.risk, config.gamma, config.beta, penalty)  # pyright: ignore
 
 
 def targets_of(env: str, given: Sequence[float], in_distribution: bool, field: str = "--targets") -> list[float]:
@@ -90,7 +92,7 @@ def adapt(config: AdaptConfig) -> int:
     setting = run.setting()
     if config.iterations is not None:
         setting = dataclasses.replace(setting, adapt_iterations=config.iterations)
-    risk = risk_of_flags(config) if config.method == "carl" else Risk("none")
+    risk = risk_of_flags(config, run.env) if config.method == "carl" else Risk("none")
     wanted = () if config.target is None else (config.target,)
     target = targets_of(run.env, wanted, config.in_distribution, "--target")[0]
     label = label_of(config.method, risk)
@@ -171,7 +173,7 @@ def evaluate(config: EvaluateConfig) -> int:
     for target in targets:
         branches = []
         for name, (number, learner) in itertools.product(config.risks, enumerate(learners)):
-            risk = risk_of_flags(config, name)
+            risk = risk_of_flags(config, run.env, name)
             check_head(learner, risk)
             branches.append(Branch(name, learner, risk, target, config.seed + number, False))
         episodes = run_branches(branches, run.env, task, setting, "evaluate", 0, config.episodes)
@@ -210,12 +212,13 @@ def head_quality(learner: Learner, episodes: Sequence[Episode], beta: float) -> 
 # -- sweep --------------------------------------------------------------------------------------------------------
 
 
-def sweep_points(config: SweepConfig, targets: Sequence[float]) -> list[tuple[Risk, float, int]]:
+def sweep_points(config: SweepConfig, env: str, targets: Sequence[float]) -> list[tuple[Risk, float, int]]:
     """The grid: cautions with what matters to each, targets, seeds."""
+    penalties = config.penalties or (PUBLISHED[env].penalty,)
     risks: list[Risk] = []
     for name in config.risks:
         gammas = config.gammas if "reward" in name else (50.0,)
-        votes = itertools.product(config.betas, config.penalties) if "state" in name else [(0.5, 1e4)]
+        votes = itertools.product(config.betas, penalties) if "state" in name else [(0.5, 1e4)]
         risks += [Risk(name, gamma, beta, penalty) for gamma, (beta, penalty) in itertools.product(gammas, votes)]
     return [(risk, target, seed) for risk in risks for target in targets for seed in range(config.seeds)]
 
@@ -243,7 +246,7 @@ def sweep(config: SweepConfig) -> int:
         check_head(learners[0], Risk(name))  # pyright: ignore
     out = config.out or config.run / "sweep"
     out.mkdir(parents=True, exist_ok=True)
-    points = sweep_points(config, targets)
+    points = sweep_points(config, run.env, targets)
     done: dict[str, dict[str, Any]] = {}
     path = out / "sweep.json"
     if path.exists() and not config.force:
@@ -335,7 +338,7 @@ def record(config: RecordConfig) -> int:
     out = config.out or config.run / "episode.npz"
     if out.exists() and not config.force:
         raise UserError("--out", out, "a file that does not exist yet", "Replace it by --force.")
-    risk = risk_of_flags(config)
+    risk = risk_of_flags(config, run.env)
     check_head(learners[0], risk)
     start = Start(target, "target", config.seed, learners[0], risk)
     if config.video:

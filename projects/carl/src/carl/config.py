@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from carl.settings import POLICY_SETTINGS, SETTINGS, PolicySetting, Setting
 from shared.config import RunConfig, UserError, check_choice, check_range
 
-EnvName = Literal["cartpole", "duckietown", "half-cheetah"]
+EnvName = Literal["cartpole", "duckietown", "half-cheetah", "baoding"]
 ENVS: tuple[EnvName, ...] = get_args(EnvName)
 RiskFlag = Literal["none", "reward", "state", "reward+state"]
 RISK_FLAGS: tuple[RiskFlag, ...] = get_args(RiskFlag)
@@ -34,6 +34,7 @@ ENV_DESCRIPTIONS: dict[EnvName, str] = {
     "cartpole": "a pole of unknown length on a cart (MuJoCo)",
     "duckietown": "a car of unknown width turns a corner (planar kinematics)",
     "half-cheetah": "gymnasium's half-cheetah with one unknown motor disabled (MuJoCo)",
+    "baoding": "a hand turns two balls of unknown radius on its palm (MuJoCo; extra `hand`)",
 }
 
 
@@ -48,8 +49,12 @@ class CautionFlags:
     """reward: percent of the particles, the best ones, that are left out."""
     beta: float = 0.5
     """state: a net votes for a catastrophe above this probability."""
-    penalty: float = 1e4
-    """state: lambda, cost of a predicted catastrophic step."""
+    penalty: float | None = None
+    """state: lambda, cost of a predicted catastrophic step. Default: the published one, 10000, for baoding 500."""
+
+    def penalty_of(self, usual: float) -> float:
+        """lambda, where `usual` is the environment's."""
+        return usual if self.penalty is None else self.penalty
 
     def check_caution(self) -> None:
         """Raise `UserError` for values out of range."""
@@ -91,11 +96,13 @@ class SizeFlags:
     fit_steps: int | None = None
     """Steps of a fit, in place of --fit-epochs; 0 to go by epochs."""
     source_iterations: int | None = None
-    """Source episodes, each followed by a fit."""
+    """Iterations of the source phase: an episode (for baoding several) and a fit."""
     adapt_iterations: int | None = None
-    """Target episodes, each followed by a fit."""
+    """Iterations in the target, likewise."""
+    episodes: int | None = None
+    """Episodes of an iteration."""
     initial: int | None = None
-    """Source episodes with random actions."""
+    """Source iterations with random actions."""
     after_catastrophe: int | None = None
     """A source episode ends so many steps after its first catastrophe. Default: as the preset, which is never but for
     cartpole on a CPU; -1: never."""
@@ -272,8 +279,8 @@ class SweepConfig:
     """reward: percent of particles left out."""
     betas: tuple[float, ...] = (0.5,)
     """state: a net votes above this probability."""
-    penalties: tuple[float, ...] = (1e4,)
-    """state: lambda."""
+    penalties: tuple[float, ...] = ()
+    """state: lambda. Default: the published one."""
     targets: tuple[float, ...] = ()
     """Targets. Default: all that the environment lists."""
     in_distribution: bool = False

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,8 @@ class Ensemble(nn.Module):
         hidden: widths of the hidden layers.
         decays: weight decay of every layer, one more than `hidden`.
         generator: of the initial weights.
+        activation: of the hidden layers.
+        probabilistic: predict a variance too. Else a mean alone, learned by squared error on normalised targets.
 
     Raises:
         UserError: sizes that are not positive, as many decays as layers not given.
@@ -67,6 +69,8 @@ class Ensemble(nn.Module):
 
     mean_in: Tensor
     std_in: Tensor
+    mean_out: Tensor
+    std_out: Tensor
 
     def __init__(
         self,
@@ -76,6 +80,8 @@ class Ensemble(nn.Module):
         hidden: Sequence[int],
         decays: Sequence[float],
         generator: torch.Generator | None = None,
+        activation: Literal["swish", "relu"] = "swish",
+        probabilistic: bool = True,
     ) -> None:
         super().__init__()
         check_range("--nets", nets, 1)
@@ -84,7 +90,8 @@ class Ensemble(nn.Module):
         if len(decays) != len(hidden) + 1:
             raise UserError("decays", list(decays), f"one for each of {len(hidden) + 1} layers")
         self.nets, self.in_dim, self.out_dim, self.decays = nets, in_dim, out_dim, tuple(decays)
-        widths = [in_dim, *hidden, 2 * out_dim + 1]
+        self.activation, self.probabilistic = activation, probabilistic
+        widths = [in_dim, *hidden, (2 * out_dim if probabilistic else out_dim) + 1]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for fan_in, fan_out in itertools.pairwise(widths):
@@ -97,13 +104,28 @@ class Ensemble(nn.Module):
         self.min_logvar = nn.Parameter(torch.full((1, 1, out_dim), MIN_LOGVAR))
         self.register_buffer("mean_in", torch.zeros(1, 1, in_dim))
         self.register_buffer("std_in", torch.ones(1, 1, in_dim))
+        self.register_buffer("mean_out", torch.zeros(1, 1, out_dim))
+        self.register_buffer("std_out", torch.ones(1, 1, out_dim))
 
     @torch.no_grad()
     def normalise(self, inputs: Tensor) -> None:
-        """Take mean and spread of the inputs [n, i] as those of the data; targets are not normalised."""
+        """Take mean and spread of the inputs [n, i] as those of the data; a Gaussian's targets are not normalised."""
         std, mean = torch.std_mean(inputs, dim=0, correction=0)
         self.mean_in.copy_(mean)
         self.std_in.copy_(torch.where(std < CONSTANT, 1.0, std))
+
+    @torch.no_grad()
+    def normalise_targets(self, targets: Tensor) -> None:
+        """The same for the targets [n, d] of nets that predict a mean alone."""
+        std, mean = torch.std_mean(targets, dim=0, correction=0)
+        self.mean_out.copy_(mean)
+        self.std_out.copy_(torch.where(std < CONSTANT, 1.0, std))
+
+    def act(self, h: Tensor) -> Tensor:
+        """The hidden layers' activation; may write over its argument."""
+        if self.activation == "relu":
+            return h.relu()
+        return torch.nn.functional.silu(h)
 
     def forward(self, x: Tensor) -> Prediction:
         """x: (E, B, i), or (B, i) for the same rows to all nets."""
@@ -113,7 +135,11 @@ class Ensemble(nn.Module):
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             h = torch.baddbmm(bias, h, weight)  # (E, B, h)
             if layer < len(self.weights) - 1:
-                h = h * torch.sigmoid(h)
+                h = self.act(h)
+        if not self.probabilistic:
+            mean, logit = h.split([self.out_dim, 1], dim=-1)
+            mean = mean * self.std_out + self.mean_out
+            return Prediction(mean, torch.full_like(mean, -torch.inf), logit)
         mean, raw, logit = h.split([self.out_dim, self.out_dim, 1], dim=-1)
         return Prediction(mean, bounded(raw, self.min_logvar, self.max_logvar), logit)
 
@@ -125,15 +151,22 @@ class Ensemble(nn.Module):
             head: how the head's loss is weighted.
         """
         mean, logvar, logit = self(x)
+        if not self.probabilistic:
+            error = (((mean - y) / self.std_out).square()).mean(dim=(1, 2)).sum()
+            return Losses(error, self._decay(), self._head_loss(logit, catastrophe, head))
         gaussian = ((mean - y).square() * torch.exp(-logvar) + logvar).mean(dim=(1, 2)).sum()
         bounds = BOUND_WEIGHT * (self.max_logvar.sum() - self.min_logvar.sum())
-        decay = torch.stack(
+        return Losses(gaussian + bounds, self._decay(), self._head_loss(logit, catastrophe, head))
+
+    def _decay(self) -> Tensor:
+        return torch.stack(
             [weight.square().sum() * (rate / 2) for rate, weight in zip(self.decays, self.weights, strict=True)]
         ).sum()
-        of_head = gaussian.new_zeros(())
-        if catastrophe is not None:
-            of_head = catastrophe_loss(logit.squeeze(-1), catastrophe, head)
-        return Losses(gaussian + bounds, decay, of_head)
+
+    def _head_loss(self, logit: Tensor, catastrophe: Tensor | None, head: LossName) -> Tensor:
+        if catastrophe is None:
+            return logit.new_zeros(())
+        return catastrophe_loss(logit.squeeze(-1), catastrophe, head)
 
 
 def minibatches(rows: int, nets: int, epochs: int, batch: int, generator: torch.Generator) -> list[Tensor]:

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from carl.learner import Learner
 
 
+SLOW, FAST, HELD = 0.05, 0.15, 2  # of a random walk of actions: share of half the box a step; steps in one direction
+
+
 @dataclass(frozen=True)
 class Start:
     """An episode to be run.
@@ -137,6 +140,16 @@ class _Running:
     unstable: bool = False
     failed: int = 0
     planning: float = 0.0
+    drift: NDArray[Any] = field(default_factory=lambda: np.zeros(0))
+
+    def wandered(self, low: NDArray[Any], high: NDArray[Any], step: int) -> NDArray[Any]:
+        """The next action of a slow random walk: each dimension moves by `SLOW` to `FAST` of half its range a step, the
+        same way for `HELD` steps."""
+        if step % HELD == 0:
+            way = self.random.choice([-1.0, 1.0], size=low.shape)
+            self.drift = way * self.random.uniform(SLOW, FAST, size=low.shape) * (high - low) / 2
+        before = self.actions[-1] if self.actions else (low + high) / 2
+        return np.clip(before + self.drift, low, high)
 
     def step(self, action: NDArray[Any]) -> bool:
         """Whether the episode goes on."""
@@ -175,7 +188,7 @@ def planner_of(starts: Sequence[Start], task: PlanningTask, setting: Setting) ->
     return Planner(
         ensembles, task, [start.risk for start in starts], horizon=setting.horizon, particles=setting.particles,
         candidates=setting.candidates, elites=setting.elites, iterations=setting.cem_iterations, alpha=setting.alpha,
-        voters=voters,
+        voters=voters, optimiser=setting.optimiser,
     )  # fmt: skip
 
 
@@ -206,7 +219,7 @@ def run_episodes(
     workers = min(len(starts), os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:  # MuJoCo steps without the interpreter's lock
         for step in range(setting.steps):
-            actions = _actions(running, planned, planner, streams, name, step, traced)
+            actions = _actions(running, planned, planner, streams, name, step, traced, setting.walk)
             places = list(running)
             jobs = [(running[place], actions[place]) for place in places]
             stepped = map(_stepped, jobs) if len(jobs) == 1 or workers == 1 else pool.map(_stepped, jobs)
@@ -248,6 +261,7 @@ def _actions(
     name: str,
     step: int,
     traced: bool,
+    walk: bool,
 ) -> dict[int, NDArray[Any]]:
     """The next action of every episode."""
     actions: dict[int, NDArray[Any]] = {}
@@ -268,7 +282,10 @@ def _actions(
         if place not in actions:
             space = run.env.action_space
             assert isinstance(space, gymnasium.spaces.Box)
-            actions[place] = run.random.uniform(space.low, space.high)
+            if walk:
+                actions[place] = run.wandered(space.low, space.high, step)
+            else:
+                actions[place] = run.random.uniform(space.low, space.high)
     return actions
 
 

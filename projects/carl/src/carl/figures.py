@@ -11,7 +11,6 @@ import numpy as np
 
 from carl.adaptation import Branch, Log
 from carl.duckietown import COLUMNS, DRIVABLE, GOAL, ROWS, TILE
-from carl.episodes import Episode
 from shared.figures import COLOURS, figure
 
 Curves = Mapping[str, Sequence[Sequence[float]]]
@@ -19,13 +18,12 @@ Curves = Mapping[str, Sequence[Sequence[float]]]
 
 
 def run_figures(
-    folder: Path, source: Sequence[Sequence[Episode]], branches: Sequence[Branch], logs: Sequence[Log]
+    folder: Path, source: Sequence[Sequence[float]], branches: Sequence[Branch], logs: Sequence[Log]
 ) -> list[Path]:
-    """A run's source curve, and what it did in the target. Returns the PNG files."""
+    """A run's source curve (returns of every seed), and what it did in the target. Returns the PNG files."""
     made = []
     if source:
-        seeds = [[episodes[seed].reward for episodes in source] for seed in range(len(source[0]))]
-        made.append(source_curve(folder / "figures" / "source", {"source": seeds}))
+        made.append(source_curve(folder / "figures" / "source", {"source": source}))
     if logs and logs[0].adaptation:
         returns = {branches[0].label: [log.running_maximum() for log in logs]}
         deaths = {branches[0].label: [[float(c) for c in log.catastrophes()] for log in logs]}
@@ -47,7 +45,7 @@ def source_curve(path: Path, curves: Curves, title: str = "") -> Path:
     """Return of every source episode; band: all seeds."""
     with figure(path, svg=False) as (_, axes):
         _bands(axes, curves)
-        axes.set(xlabel="source episode", ylabel="return (mean, range of seeds)", title=title or "source phase")
+        axes.set(xlabel="source iteration", ylabel="return (mean, range of seeds)", title=title or "source phase")
         axes.legend()
     return path.with_suffix(".png")
 

@@ -48,12 +48,17 @@ class Learner:
     ) -> None:
         self.task, self.setting, self.device = task, setting, torch.device(device)
         self.loss: LossName = loss
-        generator = torch.Generator().manual_seed(mixed(seed, "weights"))
-        self.ensemble = Ensemble(
-            setting.nets, task.input_dim, task.target_dim, setting.hidden, setting.decays, generator
-        ).to(self.device)
-        self.optimizer = torch.optim.Adam(self.ensemble.parameters(), lr=LEARNING_RATE, fused=True)
+        self._begin(mixed(seed, "weights"))
         self.buffer = Buffer(task.state_dim, task.action_dim, self.device)
+
+    def _begin(self, seed: int) -> None:
+        """New weights and a new optimiser."""
+        setting, task = self.setting, self.task
+        self.ensemble = Ensemble(
+            setting.nets, task.input_dim, task.target_dim, setting.hidden, setting.decays,
+            torch.Generator().manual_seed(seed), setting.activation, setting.probabilistic,
+        ).to(self.device)  # fmt: skip
+        self.optimizer = torch.optim.Adam(self.ensemble.parameters(), lr=LEARNING_RATE, fused=True)
 
     @property
     def fitted(self) -> bool:
@@ -80,9 +85,15 @@ class Learner:
     def fit(self, seed: int) -> dict[str, float]:
         """One fit on the whole buffer. Returns means over its last pass: `loss`, `likelihood`, `head`."""
         setting, buffer = self.setting, self.buffer
-        inputs, targets = self.inputs(buffer.states, buffer.actions), self.task.targets(buffer.states, buffer.following)
+        if setting.fresh and self.fitted:
+            self._begin(mixed(seed, "weights"))
+        states, actions, following = self.task.augmented(buffer.states, buffer.actions, buffer.following)
+        inputs, targets = self.inputs(states, actions), self.task.targets(states, following)
+        rows = len(inputs)
+        labels = buffer.catastrophes.repeat(rows // len(buffer))
         self.ensemble.normalise(inputs)
-        rows = len(buffer)
+        if not setting.probabilistic:
+            self.ensemble.normalise_targets(targets)
         steps_an_epoch = math.ceil(rows / setting.batch)
         epochs, limit = setting.epochs, None
         if setting.fit_steps is not None:
@@ -92,13 +103,20 @@ class Learner:
         seen: list[Tensor] = []
         for chosen in steps:
             chosen = chosen.to(self.device)
-            losses = self.ensemble.losses(inputs[chosen], targets[chosen], buffer.catastrophes[chosen], self.loss)
+            x, y = inputs[chosen], targets[chosen]
+            if setting.noise:
+                x = x + setting.noise * self.ensemble.std_in * self._noise(x.shape, generator)
+                y = y + setting.noise * self.ensemble.std_out * self._noise(y.shape, generator)
+            losses = self.ensemble.losses(x, y, labels[chosen], self.loss)
             self.optimizer.zero_grad()
             losses.total.backward()
             self.optimizer.step()
             seen.append(torch.stack([losses.total, losses.likelihood, losses.head]).detach())
         means = torch.stack(seen[-steps_an_epoch:]).mean(dim=0).tolist()
         return dict(zip(("loss", "likelihood", "head"), means, strict=True))
+
+    def _noise(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        return torch.randn(shape, generator=generator).to(self.device)
 
     def copy(self) -> Learner:
         """A learner that goes its own way from here, optimiser and buffer too."""
@@ -135,9 +153,11 @@ class Learner:
         states, actions, following = self._rows(rows)
         mean, logvar, _ = self.ensemble(self.inputs(states, actions))
         y = self.task.targets(states, following)
-        nll = 0.5 * ((mean - y).square() * torch.exp(-logvar) + logvar).mean()
+        nll = math.nan
+        if self.setting.probabilistic:
+            nll = float(0.5 * ((mean - y).square() * torch.exp(-logvar) + logvar).mean())
         mse = (mean.mean(dim=0) - y).square().mean()
-        return {"nll": float(nll), "mse": float(mse), "disagreement": float(mean.std(dim=0, correction=0).mean())}
+        return {"nll": nll, "mse": float(mse), "disagreement": float(mean.std(dim=0, correction=0).mean())}
 
     @torch.no_grad()
     def catastrophe_probability(self, episodes: Sequence[Episode]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

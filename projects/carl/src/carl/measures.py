@@ -86,7 +86,7 @@ def experiment(
         if ablations:
             values["ablations"] = ablated(learner, number, env, task, setting)
         found.append(values)
-    return {"seeds": found, "source_plan_ms": plan_ms([row[0].episode for row in log])}
+    return {"seeds": found, "source_plan_ms": plan_ms([episode for row in log for episode in row[0].episodes])}
 
 
 def variant_of(
@@ -125,8 +125,8 @@ def zero_shot_episodes(
 def source_outline(iterations: Sequence[Iteration]) -> dict[str, Any]:
     """Returns, catastrophes and losses of a source phase."""
     return {
-        "source_returns": [each.episode.reward for each in iterations],
-        "source_catastrophes": [int(each.episode.catastrophe) for each in iterations],
+        "source_returns": [each.reward for each in iterations],
+        "source_catastrophes": [each.catastrophes for each in iterations],
         "source_losses": [each.fit.get("loss") for each in iterations],
     }
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from carl.ensemble import Ensemble, bounded
 from carl.noise import Source, normals
@@ -65,7 +65,7 @@ class Simulator:
         if particles < 1 or particles % first.nets:
             raise UserError("--particles", particles, f"a positive multiple of the {first.nets} nets")
         self.task, self.particles, self.nets, self.problems = task, particles, first.nets, len(ensembles)
-        self.d = first.out_dim
+        self.d, self.act, self.probabilistic = first.out_dim, first.activation, first.probabilistic
         with torch.no_grad():
             stacked = [torch.stack(layer) for layer in zip(*(each.weights for each in ensembles), strict=True)]
             biases = [torch.stack(layer) for layer in zip(*(each.biases for each in ensembles), strict=True)]
@@ -73,6 +73,11 @@ class Simulator:
             std = torch.stack([each.std_in for each in ensembles])
             folded = stacked[0] / std.transpose(-1, -2)
             biases[0] = biases[0] - mean @ folded
+            if not self.probabilistic:  # so is that of the targets into the last layer, but for the logit
+                spread = torch.stack([nn.functional.pad(each.std_out, (0, 1), value=1.0) for each in ensembles])
+                middle = torch.stack([nn.functional.pad(each.mean_out, (0, 1)) for each in ensembles])
+                stacked[-1], biases[-1] = stacked[-1] * spread, biases[-1] * spread + middle
+                folded = folded if len(stacked) > 1 else stacked[-1]
             self.weights = [folded, *stacked[1:]]  # (G, E, in, out)
             self.biases = biases  # (G, E, 1, out)
             self.high = torch.stack([each.max_logvar for each in ensembles])  # (G, 1, 1, d)
@@ -102,7 +107,7 @@ class Simulator:
         G, N, H, _ = actions.shape
         E, R, task = self.nets, self.particles // self.nets, self.task
         device = state.device
-        if noise is None:
+        if noise is None and self.probabilistic:
             noise = normals(G, (H, E, N, R, self.d), source, device)
         here = state[:, None, None, None].expand(G, E, N, R, -1)
         where = context.view(G, 1, 1, 1)
@@ -114,11 +119,15 @@ class Simulator:
         for step in range(H):
             seen = task.features(here)
             action = actions[:, :, step]
-            mean, raw, logit = self._forward(seen, action).split([self.d, self.d, 1], dim=-1)
+            out = self._forward(seen, action)
+            mean, logit = out[..., : self.d], out[..., -1:]
             if self.voters is not None:
                 logit = self.voters._forward(seen, action)[..., -1:]
-            logvar = bounded(raw, self.low.unsqueeze(3), self.high.unsqueeze(3))
-            here = task.advance(here, mean + torch.exp(0.5 * logvar) * noise[:, step])
+            moved = mean
+            if self.probabilistic and noise is not None:
+                logvar = bounded(out[..., self.d : -1], self.low.unsqueeze(3), self.high.unsqueeze(3))
+                moved = mean + torch.exp(0.5 * logvar) * noise[:, step]
+            here = task.advance(here, moved)
             voted = torch.sigmoid(logit.squeeze(-1)) > limit
             votes += voted
             cost += task.state_cost(here, where)
@@ -133,8 +142,11 @@ class Simulator:
         G, E, N, R, _ = seen.shape
         x = torch.cat([seen, action[:, None, :, None].expand(-1, E, -1, R, -1)], dim=-1)
         h = torch.baddbmm(self.biases[0].flatten(0, 1), x.view(G * E, N * R, -1), self.weights[0].flatten(0, 1))
-        h = torch.nn.functional.silu(h, inplace=True)
+        h = self._activated(h)
         return self._rest(h.view(G, E, N * R, -1)).view(G, E, N, R, -1)
+
+    def _activated(self, h: Tensor) -> Tensor:
+        return h.relu_() if self.act == "relu" else nn.functional.silu(h, inplace=True)
 
     def _rest(self, h: Tensor) -> Tensor:
         """All layers but the first: (G, E, rows, h) -> (G, E, rows, 2 d + 1)."""
@@ -145,7 +157,7 @@ class Simulator:
             weight, bias = self.weights[layer], self.biases[layer]
             h = torch.baddbmm(bias.view(G * E, 1, -1), h, weight.view(G * E, *weight.shape[2:]))
             if layer < last:
-                h = torch.nn.functional.silu(h, inplace=True)
+                h = self._activated(h)
         return h.view(G, E, rows, -1)
 
     def _by_candidate(self, value: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ Dimensions: G problems, N candidates, P particles, H steps, a action.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from carl.cem import CEM, shifted
 from carl.ensemble import Ensemble
+from carl.mppi import MPPI
 from carl.noise import Source
 from carl.particles import Simulator
 from carl.risk import FAILED, Risk, candidate_cost
@@ -48,6 +49,7 @@ class Planner:
         horizon: H.
         particles: P.
         candidates, elites, iterations, alpha: of `CEM`.
+        optimiser: `cem`, or `mppi` with as many candidates.
 
     Raises:
         UserError: sizes that do not fit together.
@@ -66,6 +68,7 @@ class Planner:
         iterations: int = 5,
         alpha: float = 0.1,
         voters: Sequence[Ensemble] | None = None,
+        optimiser: Literal["cem", "mppi"] = "cem",
     ) -> None:
         check_range("--horizon", horizon, 1)
         if len(risks) != len(ensembles):
@@ -75,6 +78,7 @@ class Planner:
         low = torch.full((task.action_dim,), task.low, device=self.device)
         high = torch.full((task.action_dim,), task.high, device=self.device)
         self.optimiser = CEM(low, high, candidates, elites, iterations, alpha)
+        self.mppi = MPPI(low, high, candidates) if optimiser == "mppi" else None
         self.beta = torch.tensor([risk.beta for risk in risks], device=self.device)
         self.refresh(ensembles, voters)
         self.begin()
@@ -87,7 +91,8 @@ class Planner:
     def keep(self, problems: Sequence[int]) -> None:
         """Go on with these problems, in this order; the episodes of the others have ended."""
         self.risks = tuple(self.risks[g] for g in problems)
-        self.beta, self.plan, self.variance = (t[list(problems)] for t in (self.beta, self.plan, self.variance))
+        parts = (self.beta, self.plan, self.variance, self.last)
+        self.beta, self.plan, self.variance, self.last = (part[list(problems)] for part in parts)
         voters = None if self.voters is None else [self.voters[g] for g in problems]
         self.refresh([self.ensembles[g] for g in problems], voters)
 
@@ -96,14 +101,16 @@ class Planner:
         mean, self.variance = self.optimiser.first(len(self.risks), self.horizon)
         if problems is None or not hasattr(self, "plan"):
             self.plan = mean
+            self.last = mean[:, 0]  # the action before the first
         else:
             self.plan = torch.where(problems.view(-1, 1, 1), mean, self.plan)
+            self.last = torch.where(problems.view(-1, 1), mean[:, 0], self.last)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"plan": self.plan}
+        return {"plan": self.plan, "last": self.last}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.plan = state["plan"].to(self.device)
+        self.plan, self.last = (state[name].to(self.device) for name in ("plan", "last"))
 
     def evaluate(self, state: Tensor, actions: Tensor, context: Tensor, source: Source = None) -> tuple[Tensor, Tensor]:
         """(G, N) costs of candidate plans (G, N, H, a) in float64, and (G,) particles that failed."""
@@ -137,7 +144,10 @@ class Planner:
             failed.add_(bad)
             return torch.where(costs < FAILED, costs, torch.inf) if bool(bad.all()) else costs
 
-        solution = self.optimiser.minimise(cost, self.plan, self.variance, source)
+        if self.mppi is None:
+            solution = self.optimiser.minimise(cost, self.plan, self.variance, source)
+        else:
+            solution = self.mppi.minimise(cost, self.plan, self.last, source)
         trace = None
         if traced:
             sim = self.simulator
@@ -147,5 +157,5 @@ class Planner:
                 for g, risk in enumerate(self.risks)
             ]
             trace = PlanTrace(torch.stack(costs), seen.by_step[:, 0], seen.spread[:, 0], failed)
-        self.plan = shifted(solution)
+        self.plan, self.last = shifted(solution), solution[:, 0]
         return solution[:, 0], trace

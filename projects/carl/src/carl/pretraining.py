@@ -5,6 +5,7 @@ Nothing is cautious here: the ensemble is to see what failure is, and the head i
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,24 +13,42 @@ import numpy as np
 
 from carl.catastrophe import LossName
 from carl.domains import DomainDistribution
-from carl.episodes import Episode, Start, make_env, run_episodes
+from carl.episodes import Episode, Start, run_episodes
 from carl.learner import Learner
 from carl.noise import mixed
+from carl.registry import NAMES
 from carl.settings import Setting
 from carl.task import PlanningTask, task_of
+from shared.config import check_choice
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """One iteration of one learner: its episode, and the losses of its fit (empty where there was none)."""
+    """One iteration of one learner: its episodes, and the losses of its fit (empty where there was none)."""
 
-    episode: Episode
+    episodes: list[Episode]
     fit: dict[str, float]
+
+    @property
+    def reward(self) -> float:
+        """Mean return of the episodes."""
+        return sum(episode.reward for episode in self.episodes) / len(self.episodes)
+
+    @property
+    def catastrophes(self) -> int:
+        """Episodes with one."""
+        return sum(episode.catastrophe for episode in self.episodes)
 
 
 def source_of(name: str) -> DomainDistribution:
-    """Where an environment's source domains come from."""
-    return make_env(name).source
+    """Where an environment's source domains come from.
+
+    Raises:
+        UserError: no such environment.
+    """
+    check_choice("--env", name, NAMES)
+    module, _, kind = NAMES[name][1].partition(":")
+    return getattr(importlib.import_module(module), kind).source
 
 
 def make_learners(
@@ -48,7 +67,7 @@ def source_iteration(
     iteration: int,
     sources: DomainDistribution | None = None,
 ) -> list[Iteration]:
-    """One episode in a source domain of its own and one fit, for every learner.
+    """Episodes in source domains of their own and one fit, for every learner.
 
     Args:
         learners, seeds: side by side. name, setting: the experiment.
@@ -56,16 +75,22 @@ def source_iteration(
         sources: where domains come from; default: the environment's.
     """
     sources = sources or source_of(name)
+    random = iteration < setting.initial
+    count = (setting.initial_episodes or setting.episodes) if random else setting.episodes
     starts = []
     for learner, seed in zip(learners, seeds, strict=True):
-        drawn = sources.sample(np.random.default_rng(mixed(seed, "domain", iteration)))
-        random = iteration < setting.initial
-        starts.append(Start(drawn, "source", mixed(seed, "source", iteration), None if random else learner))
-    episodes = run_episodes(starts, name, task_of(name), setting)
+        stream = np.random.default_rng(mixed(seed, "domain", iteration))
+        starts += [
+            Start(sources.sample(stream), "source", mixed(seed, "source", iteration, n), None if random else learner)
+            for n in range(count)
+        ]
+    played = run_episodes(starts, name, task_of(name), setting.at_random() if random else setting.in_source())
     found = []
-    for learner, seed, episode in zip(learners, seeds, episodes, strict=True):
-        learner.remember(episode)
-        found.append(Iteration(episode, learner.fit(mixed(seed, "fit", iteration)) if len(learner.buffer) else {}))
+    for place, (learner, seed) in enumerate(zip(learners, seeds, strict=True)):
+        episodes = played[place * count : (place + 1) * count]
+        for episode in episodes:
+            learner.remember(episode)
+        found.append(Iteration(episodes, learner.fit(mixed(seed, "fit", iteration)) if len(learner.buffer) else {}))
     return found
 
 

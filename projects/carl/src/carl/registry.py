@@ -7,6 +7,7 @@ import gymnasium
 NAMES = {
     "cartpole": ("carl/Cartpole-v0", "carl.cartpole:Cartpole", 200),
     "duckietown": ("carl/Duckietown-v0", "carl.duckietown:Duckietown", 125),
+    "baoding": ("carl/Baoding-v0", "carl.baoding:Baoding", 100),
     "half-cheetah": ("carl/HalfCheetahDisabled-v0", "carl.half_cheetah:HalfCheetahDisabled", 1000),
 }
 """name -> (gymnasium id, entry point, steps of an episode)."""

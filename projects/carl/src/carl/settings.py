@@ -8,11 +8,12 @@ claims. `smoke`: does it run at all?
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from shared.config import UserError, check_range
 
 TESTS = (0, 2, 4, 6, 8)  # adaptation iterations before which a policy is tested; once more after the last
-ENVIRONMENTS = ("cartpole", "duckietown", "half-cheetah")
+ENVIRONMENTS = ("cartpole", "duckietown", "half-cheetah", "baoding")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,15 @@ class Setting:
         epochs: passes of a fit over everything met. batch: rows a step and net. fit_steps: in place of epochs.
         source_iterations, adapt_iterations: episodes, each followed by a fit. initial: of the source episodes, those
             with random actions.
+        episodes: of an iteration. initial_episodes, initial_steps: of a random one, where they differ.
+        walk: random actions are a slow walk instead of independent draws.
+        adapt_steps: T of a target episode, where it differs.
+        optimiser: of plans. source_candidates, source_horizon: N and H of the source phase, where they differ.
+        activation: of the nets. probabilistic: they predict a variance too; else a mean alone, by squared error on
+            normalised targets.
+        fresh: every fit starts from new weights. noise: deviation of what is added to inputs and targets in a fit, in
+            units of their spread.
+        penalty: lambda, cost of a predicted catastrophic step.
         after_catastrophe: a source episode ends so many steps after its first catastrophe; None: it goes on.
         targets: domains to adapt to, the usual one first.
 
@@ -52,6 +62,19 @@ class Setting:
     adapt_iterations: int = 10
     initial: int = 1
     after_catastrophe: int | None = None
+    episodes: int = 1
+    initial_episodes: int | None = None
+    initial_steps: int | None = None
+    walk: bool = False
+    adapt_steps: int | None = None
+    optimiser: Literal["cem", "mppi"] = "cem"
+    source_candidates: int | None = None
+    source_horizon: int | None = None
+    activation: Literal["swish", "relu"] = "swish"
+    probabilistic: bool = True
+    fresh: bool = False
+    noise: float = 0.0
+    penalty: float = 1e4
 
     def __post_init__(self) -> None:
         for flag, value in (
@@ -59,6 +82,7 @@ class Setting:
             ("--horizon", self.horizon), ("--episode-steps", self.steps), ("--fit-epochs", self.epochs),
             ("--fit-batch", self.batch), ("--fit-steps", self.fit_steps), ("--initial", self.initial),
             ("--source-iterations", self.source_iterations), ("--adapt-iterations", self.adapt_iterations),
+            ("--episodes", self.episodes),
         ):  # fmt: skip
             check_range(flag, value, 0 if flag in ("--adapt-iterations", "--initial") else 1)
         check_range("--after-catastrophe", self.after_catastrophe, 0)
@@ -71,6 +95,20 @@ class Setting:
         if len(self.decays) != len(self.hidden) + 1:
             raise UserError("decays", list(self.decays), f"one for each of {len(self.hidden) + 1} layers")
 
+    def in_source(self) -> Setting:
+        """The setting of the source phase's planning."""
+        return replace(
+            self, candidates=self.source_candidates or self.candidates, horizon=self.source_horizon or self.horizon
+        )
+
+    def in_target(self) -> Setting:
+        """The setting of the target's episodes."""
+        return replace(self, steps=self.adapt_steps or self.steps)
+
+    def at_random(self) -> Setting:
+        """The setting of random episodes."""
+        return replace(self, steps=self.initial_steps or self.steps)
+
 
 USUAL_DECAYS = (1e-4, 2.5e-4, 2.5e-4, 5e-4)
 PUBLISHED: dict[str, Setting] = {
@@ -79,6 +117,12 @@ PUBLISHED: dict[str, Setting] = {
     "half-cheetah": Setting(
         (200,) * 4, (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4), 10, 1000, (5.0,),
         candidates=500, elites=50, epochs=10, source_iterations=100,
+    ),
+    "baoding": Setting(
+        (300, 300), (0.0, 0.0, 0.0), 4, 100, (0.0255, 0.0265, 0.0275, 0.028, 0.0285, 0.029), particles=5,
+        candidates=700, epochs=40, batch=512, source_iterations=102, adapt_iterations=15, episodes=30,
+        initial_episodes=100, initial_steps=30, walk=True, adapt_steps=70, optimiser="mppi", source_candidates=1500,
+        source_horizon=8, activation="relu", probabilistic=False, fresh=True, noise=0.01, penalty=500.0,
     ),
 }  # fmt: skip
 SMALL = {"candidates": 60, "elites": 6, "cem_iterations": 3, "particles": 5, "fit_steps": 200, "batch": 64}
@@ -93,6 +137,10 @@ CPU: dict[str, Setting] = {
     "half-cheetah": replace(
         PUBLISHED["half-cheetah"], hidden=(64,) * 4, steps=200, source_iterations=10, adapt_iterations=4, **SMALL
     ),
+    "baoding": replace(
+        PUBLISHED["baoding"], hidden=(64, 64), steps=30, adapt_steps=30, source_iterations=6, adapt_iterations=3,
+        episodes=6, initial_episodes=10, candidates=100, source_candidates=100, source_horizon=4, epochs=10,
+    ),
 }  # fmt: skip
 GPU = {**PUBLISHED, "cartpole": replace(PUBLISHED["cartpole"], source_iterations=30)}
 
@@ -101,6 +149,8 @@ def _smoke(setting: Setting) -> Setting:
     return replace(
         setting, hidden=(16,), decays=(1e-4, 5e-4), nets=2, particles=4, candidates=20, elites=4, cem_iterations=2,
         horizon=5, steps=30, fit_steps=10, batch=32, source_iterations=2, adapt_iterations=1,
+        episodes=min(setting.episodes, 2), initial_episodes=setting.initial_episodes and 2, adapt_steps=None,
+        source_candidates=None, source_horizon=None,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from carl.baoding import reward_of
 from carl.cartpole import closeness
 from carl.duckietown import ARRIVED, goal_distance
 from carl.half_cheetah import CONTROL_COST
@@ -49,6 +50,10 @@ class PlanningTask:
     def advance(self, state: Tensor, target: Tensor) -> Tensor:
         """(..., s): the next state, from a state and a prediction; the inverse of `targets`."""
         return state + target
+
+    def augmented(self, states: Tensor, actions: Tensor, following: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows and what follows from them by a symmetry of the task; labels repeat in the same order."""
+        return states, actions, following
 
     def state_cost(self, state: Tensor, context: Tensor) -> Tensor:
         """(...): cost of arriving in a state. context: broadcasts against the leading dimensions."""
@@ -108,8 +113,28 @@ class HalfCheetahTask(PlanningTask):
         return CONTROL_COST * action.square().sum(dim=-1)
 
 
+class BaodingTask(PlanningTask):
+    """State (40): joints, two balls, two targets; see `carl.baoding`. The balls are alike: every row counts twice."""
+
+    state_dim, feature_dim, target_dim, action_dim = 40, 40, 40, 24
+    swap: ClassVar[tuple[int, ...]] = (*range(24), *range(30, 36), *range(24, 30), 38, 39, 36, 37)
+
+    def augmented(self, states: Tensor, actions: Tensor, following: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        swap = list(self.swap)
+        return (
+            torch.cat([states, states[..., swap]]),
+            torch.cat([actions, actions]),
+            torch.cat([following, following[..., swap]]),
+        )
+
+    def state_cost(self, state: Tensor, context: Tensor) -> Tensor:
+        reward, _ = reward_of(state, norm=lambda x: torch.linalg.vector_norm(x, dim=-1), where=torch.where)
+        return -reward
+
+
 TASKS: dict[str, type[PlanningTask]] = {
     "cartpole": CartpoleTask, "duckietown": DuckietownTask, "half-cheetah": HalfCheetahTask,
+    "baoding": BaodingTask,
 }  # fmt: skip
 
 

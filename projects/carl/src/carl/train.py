@@ -34,7 +34,7 @@ def risk_of(config: TrainConfig) -> Risk:
     """The caution of a run in its target."""
     if config.method != "carl":
         return Risk("none")
-    return Risk(config.risk, config.gamma, config.beta, config.penalty)
+    return Risk(config.risk, config.gamma, config.beta, config.penalty_of(config.setting().penalty))
 
 
 def label_of(method: str, risk: Risk) -> str:
@@ -57,7 +57,7 @@ class CautiousAdaptation(Task):
         self.learners = make_learners(self.config.env, self.setting, self.seeds, device, loss)
         self.branches: list[Branch] = []
         self.logs: list[Log] = []
-        self.source: list[list[Episode]] = []  # [iteration][seed]
+        self.source: list[list[tuple[float, int]]] = []  # [iteration][seed]: mean return, catastrophes
         if loop.folder is not None:
             self.folder = loop.folder.path
 
@@ -67,8 +67,8 @@ class CautiousAdaptation(Task):
 
     def _source_step(self, iteration: int) -> dict[str, float]:
         done = source_iteration(self.learners, self.seeds, self.config.env, self.setting, iteration)
-        episodes = [each.episode for each in done]
-        self.source.append(episodes)
+        episodes = [episode for each in done for episode in each.episodes]
+        self.source.append([(each.reward, each.catastrophes) for each in done])
         if iteration == self.config.source_steps() - 1 and self.folder is not None:
             save_source(self.folder / SOURCE_FILE, self.config, self.learners)
         return {"target_phase": 0.0, **described(episodes), **_mean([each.fit for each in done])}
@@ -80,11 +80,13 @@ class CautiousAdaptation(Task):
         found: dict[str, float] = {}
         if config.tests and is_test_point(iteration, setting):
             found |= self._test(iteration)
-        before = [each.learner for each in self.branches]
+        foreseeing = all(each.learner.fitted for each in self.branches)
+        before = [each.learner.copy() for each in self.branches]  # fresh data are foreseen by who has not seen them
         fits = adapt_iteration(self.branches, self.logs, config.env, self.task, setting, iteration)
-        episodes = [log.adaptation[-1] for log in self.logs]
-        if all(learner.fitted for learner in before):
-            errors = [each.learner.errors([episode]) for each, episode in zip(self.branches, episodes, strict=True)]
+        latest = [log.adaptation[-setting.episodes :] for log in self.logs]
+        episodes = [episode for some in latest for episode in some]
+        if foreseeing:
+            errors = [each.errors(some) for each, some in zip(before, latest, strict=True)]
             found |= {f"target_{name}": value for name, value in _mean(errors).items()}
         if config.tests and iteration == setting.adapt_iterations - 1:
             found |= self._test(setting.adapt_iterations)
@@ -115,9 +117,8 @@ class CautiousAdaptation(Task):
         """What the run came to so far."""
         found: dict[str, float] = {}
         if self.source:
-            last = [episode.reward for episodes in self.source[-3:] for episode in episodes]
-            found["source_return_last_3"] = statistics.fmean(last)
-            found["source_catastrophes"] = _per_seed(self.source, len(self.seeds))
+            found["source_return_last_3"] = statistics.fmean(reward for row in self.source[-3:] for reward, _ in row)
+            found["source_catastrophes"] = sum(count for row in self.source for _, count in row) / len(self.seeds)
         if self.logs and self.logs[0].adaptation:
             found["max_return"] = statistics.fmean(log.running_maximum()[-1] for log in self.logs)
             found["catastrophes"] = statistics.fmean(log.catastrophes()[-1] for log in self.logs)
@@ -139,7 +140,7 @@ class _RunState:
         task = self.task
         return {
             "learners": [learner.state_dict() for learner in task.learners],
-            "source": [[packed(episode) for episode in episodes] for episodes in task.source],
+            "source": [[list(entry) for entry in row] for row in task.source],
             "branches": [each.learner.state_dict() for each in task.branches],
             "logs": [
                 {
@@ -154,7 +155,7 @@ class _RunState:
         task = self.task
         for learner, saved in zip(task.learners, state["learners"], strict=True):
             learner.load_state_dict(saved)
-        task.source = [[unpacked(episode) for episode in episodes] for episodes in state["source"]]
+        task.source = [[(float(reward), int(count)) for reward, count in row] for row in state["source"]]
         task.branches, task.logs = [], []
         if state["branches"]:
             task._branch()
@@ -199,10 +200,6 @@ def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for row in rows for name in row)
     found = {name: [row[name] for row in rows if name in row and math.isfinite(row[name])] for name in names}
     return {name: statistics.fmean(values) for name, values in found.items() if values}
-
-
-def _per_seed(source: Sequence[Sequence[Episode]], seeds: int) -> float:
-    return sum(episode.catastrophe for episodes in source for episode in episodes) / seeds
 
 
 # -- the source phase's file ---------------------------------------------------------------------------------------
@@ -282,7 +279,8 @@ def train(config: TrainConfig) -> int:
     from carl.figures import run_figures
 
     write_json(folder / "adaptation.json", account(task.branches, task.logs, config.env))
-    made = run_figures(folder, task.source, task.branches, task.logs)
+    source = [[row[seed][0] for row in task.source] for seed in range(len(task.seeds))] if task.source else []
+    made = run_figures(folder, source, task.branches, task.logs)
     label = label_of(config.method, risk_of(config))
     rows = [(name, value) for name, value in summary["metrics"].items()]
     print_table(f"{label} on {config.env}: {summary['status']}", ("", "value"), rows, config.quiet)
