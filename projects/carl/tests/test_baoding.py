@@ -29,6 +29,10 @@ there = importlib.util.find_spec("gymnasium_robotics") is not None
 needs_hand = pytest.mark.skipif(not there, reason="the extra `hand` is not installed")
 
 
+def cost_of(state: torch.Tensor) -> torch.Tensor:
+    return TASK.state_cost(state, torch.zeros(()), TASK.features(state))
+
+
 def test_targets_go_round_the_ellipse_once_in_sixty_steps_opposite_each_other() -> None:
     path = np.array([targets_at(t) for t in range(60)])  # [t, ball, (x, z)]
     np.testing.assert_allclose((((path - CENTRE) / RADII) ** 2).sum(axis=-1), 1)
@@ -47,7 +51,7 @@ def test_rewards_are_distances_drops_and_a_bent_wrist_on_both_libraries() -> Non
     reward, lost = reward_of(state)
     np.testing.assert_allclose(reward, [-0.25, -500.25, -10.25, -510.25])
     assert lost.tolist() == [False, True, False, True]
-    cost = TASK.state_cost(torch.from_numpy(state), torch.zeros(()))
+    cost = cost_of(torch.from_numpy(state))
     np.testing.assert_allclose(cost, -reward)
 
 
@@ -62,7 +66,7 @@ def test_swapping_the_balls_twice_is_nothing_and_costs_the_same() -> None:
     assert torch.equal(more[7:, list(TASK.swap)], states)
     assert torch.equal(twice[7:], actions)
     assert torch.equal(after[7:, :24], following[:, :24])
-    torch.testing.assert_close(TASK.state_cost(more[7:], torch.zeros(())), TASK.state_cost(states, torch.zeros(())))
+    torch.testing.assert_close(cost_of(more[7:]), cost_of(states))
 
 
 def test_without_the_extra_the_refusal_names_it(
@@ -186,7 +190,7 @@ def test_their_particles_are_the_nets_means_with_the_steps_own_logit() -> None:
                     with torch.no_grad():
                         mean, _, logit = (part[net, 0] for part in made[g](torch.cat([here, actions[g, n, t]])[None]))
                     here = here + mean
-                    cost += float(TASK.state_cost(here, torch.zeros(())))
+                    cost += float(cost_of(here))
                     votes += int(torch.sigmoid(logit) > (0.5, 0.4)[g])
                 assert float(found.cost[g, n, net]) == pytest.approx(cost, rel=1e-3)
                 assert int(found.votes[g, n, net]) == votes

@@ -48,7 +48,7 @@ def closeness(x: Any, sine: Any, cosine: Any, length: Any, exp: Any = np.exp) ->
 
     Works on NumPy and torch alike (`exp` of the library).
     """
-    return exp(-((x + length * sine) ** 2 + (length * cosine - length) ** 2) / length**2)
+    return exp(-((x / length + sine) ** 2 + (cosine - 1) ** 2))
 
 
 class Cartpole(MujocoSafetyEnv):

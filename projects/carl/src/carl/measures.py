@@ -222,7 +222,7 @@ def batch_cost(preset: str, device: str, problems: int, repeats: int = 9) -> dic
     for learner in learners:  # planning asks for nothing of a fit but that there was one
         learner.ensemble.normalise(torch.randn(64, task.input_dim, device=learner.device))
     sizes = (1, problems)
-    planners = {n: _ready(learners[:n], task, setting) for n in sizes}
+    planners = {n: ready_planner(learners[:n], task, setting) for n in sizes}
     times: dict[int, list[float]] = {n: [] for n in sizes}
     for turn in range(repeats + 1):
         for n, act in planners.items():
@@ -234,7 +234,8 @@ def batch_cost(preset: str, device: str, problems: int, repeats: int = 9) -> dic
     return {"ratio": whole / (problems * single), "single_ms": single, "batch_ms": whole, "problems": problems}
 
 
-def _ready(learners: Sequence[Learner], task: PlanningTask, setting: Setting) -> Any:
+def ready_planner(learners: Sequence[Learner], task: PlanningTask, setting: Setting) -> Any:
+    """A function of a step that plans for learners, cautions in turn; for timing."""
     risks = itertools.cycle([Risk("none"), Risk("reward"), Risk("state")])
     starts = [Start(1.0, "target", seed, learner, risk) for seed, (learner, risk) in enumerate(zip(learners, risks))]  # noqa: B905
     planner = planner_of(starts, task, setting)

@@ -111,13 +111,13 @@ class Simulator:
             noise = normals(G, (H, E, N, R, self.d), source, device)
         here = state[:, None, None, None].expand(G, E, N, R, -1)
         where = context.view(G, 1, 1, 1)
-        limit = beta.view(G, 1, 1, 1)
+        limit = torch.logit(beta).view(G, 1, 1, 1)  # of the probability: 1 becomes infinity, which nothing exceeds
         cost = torch.zeros(G, E, N, R, device=device)
         votes = torch.zeros(G, E, N, R, dtype=torch.int32, device=device)
         by_step = torch.zeros(G, N, H, device=device)
         spread = torch.zeros(G, N, H, device=device)
+        seen = task.features(here)
         for step in range(H):
-            seen = task.features(here)
             action = actions[:, :, step]
             out = self._forward(seen, action)
             mean, logit = out[..., : self.d], out[..., -1:]
@@ -128,9 +128,10 @@ class Simulator:
                 logvar = bounded(out[..., self.d : -1], self.low.unsqueeze(3), self.high.unsqueeze(3))
                 moved = mean + torch.exp(0.5 * logvar) * noise[:, step]
             here = task.advance(here, moved)
-            voted = torch.sigmoid(logit.squeeze(-1)) > limit
+            voted = logit.squeeze(-1) > limit
             votes += voted
-            cost += task.state_cost(here, where)
+            seen = task.features(here)
+            cost += task.state_cost(here, where, seen)
             if traced:
                 by_step[:, :, step] = voted.float().mean(dim=(1, 3))
                 spread[:, :, step] = mean.mean(dim=3).std(dim=1, correction=0).mean(dim=-1)

@@ -122,7 +122,7 @@ class Planner:
         ])  # fmt: skip
         return costs, (~found.cost.isfinite()).sum(dim=(1, 2))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def act(
         self, state: Tensor, context: Tensor, source: Source = None, traced: bool = False
     ) -> tuple[Tensor, PlanTrace | None]:

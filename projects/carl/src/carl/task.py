@@ -55,8 +55,9 @@ class PlanningTask:
         """Rows and what follows from them by a symmetry of the task; labels repeat in the same order."""
         return states, actions, following
 
-    def state_cost(self, state: Tensor, context: Tensor) -> Tensor:
-        """(...): cost of arriving in a state. context: broadcasts against the leading dimensions."""
+    def state_cost(self, state: Tensor, context: Tensor, seen: Tensor) -> Tensor:
+        """(...): cost of arriving in a state. context: broadcasts against the leading dimensions. seen: its features,
+        which the next step wants too."""
         raise NotImplementedError
 
     def action_cost(self, action: Tensor) -> Tensor:
@@ -74,9 +75,9 @@ class CartpoleTask(PlanningTask):
         x, theta, dx, dtheta = state.unbind(-1)
         return torch.stack([theta.sin(), theta.cos(), x, dx, dtheta], dim=-1)
 
-    def state_cost(self, state: Tensor, context: Tensor) -> Tensor:
-        x, theta = state[..., 0], state[..., 1]
-        return -closeness(x, theta.sin(), theta.cos(), context, exp=torch.exp)
+    def state_cost(self, state: Tensor, context: Tensor, seen: Tensor) -> Tensor:
+        sine, cosine, x, _, _ = seen.unbind(-1)
+        return -closeness(x, sine, cosine, context, exp=torch.exp)
 
     def action_cost(self, action: Tensor) -> Tensor:
         return 0.01 * action.square().sum(dim=-1)
@@ -87,7 +88,7 @@ class DuckietownTask(PlanningTask):
 
     state_dim, feature_dim, target_dim, action_dim = 4, 4, 4, 2
 
-    def state_cost(self, state: Tensor, context: Tensor) -> Tensor:
+    def state_cost(self, state: Tensor, context: Tensor, seen: Tensor) -> Tensor:
         distance = goal_distance(state[..., 0], state[..., 1], largest=torch.maximum)
         return torch.where(distance == 0, -ARRIVED, distance)
 
@@ -106,7 +107,7 @@ class HalfCheetahTask(PlanningTask):
     def advance(self, state: Tensor, target: Tensor) -> Tensor:
         return torch.cat([state[..., :19] + target[..., :19], target[..., 19:]], dim=-1)
 
-    def state_cost(self, state: Tensor, context: Tensor) -> Tensor:
+    def state_cost(self, state: Tensor, context: Tensor, seen: Tensor) -> Tensor:
         return -state[..., 19]
 
     def action_cost(self, action: Tensor) -> Tensor:
@@ -127,7 +128,7 @@ class BaodingTask(PlanningTask):
             torch.cat([following, following[..., swap]]),
         )
 
-    def state_cost(self, state: Tensor, context: Tensor) -> Tensor:
+    def state_cost(self, state: Tensor, context: Tensor, seen: Tensor) -> Tensor:
         reward, _ = reward_of(state, norm=lambda x: torch.linalg.vector_norm(x, dim=-1), where=torch.where)
         return -reward
 
