@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from carl.cem import CEM
 from carl.measures import ready_planner
 from carl.pretraining import make_learners
 from carl.settings import SETTINGS
@@ -56,6 +57,24 @@ def peer_python(folder: Path) -> Path:
                 "--peer-python", "nothing", "an interpreter that has mbrl 0.2", why.strip()[-300:]
             ) from None
     return python
+
+
+def same_optima(python: Path, seeds: int = 50) -> float:
+    """Largest difference, in standard errors, between the mean optimum that our CEM and mbrl-lib's find on one bowl."""
+    script = Path(__file__).with_name("peers") / "mbrl_peer.py"
+    asked = json.dumps({"bowl": seeds}) + "\n"
+    answer = subprocess.run([str(python), str(script)], input=asked, check=True, capture_output=True, text=True)
+    theirs = torch.tensor(json.loads(answer.stdout), dtype=torch.float64)
+    centre = torch.linspace(-0.6, 0.7, 6).reshape(3, 2)
+    cem = CEM(torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 2.0]), 100, 10, 5, 0.1)
+    ours = torch.stack([
+        cem.minimise(
+            lambda plans: (plans - centre).square().sum((2, 3)), *cem.first(1, 3), torch.Generator().manual_seed(seed)
+        ).flatten()
+        for seed in range(seeds)
+    ]).double()  # fmt: skip
+    noise = ((ours.var(dim=0) + theirs.var(dim=0)) / seeds).sqrt()
+    return float(((ours.mean(dim=0) - theirs.mean(dim=0)).abs() / noise).max())
 
 
 class Peer:
@@ -115,7 +134,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         peer = None
         if not options.quick:
-            peer = Peer(options.peer_python or peer_python(Path(scratch) / "peer"), sizes)
+            python = options.peer_python or peer_python(Path(scratch) / "peer")
+            apart = same_optima(python)
+            print(f"On a quadratic bowl both optimisers' means over 50 seeds are within {apart:.1f} standard errors")
+            if apart > 4:
+                raise UserError("optimisers", f"{apart:.1f} standard errors apart", "at most 4")
+            peer = Peer(python, sizes)
             contestants["mbrl-lib"] = peer.plan
         times = race(contestants, 2 if options.quick else options.repeats)
         if peer is not None:

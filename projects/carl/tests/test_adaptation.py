@@ -63,6 +63,33 @@ def test_seeds_side_by_side_are_the_seeds_alone() -> None:
     torch.testing.assert_close(together[1].buffer.states, alone[0].buffer.states, rtol=1e-4, atol=1e-5)
 
 
+def test_few_sources_are_drawn_once_within_the_range() -> None:
+    few = source_of("cartpole").between(0.5, 0.6).few(2, 7)
+    stream = np.random.default_rng(0)
+    drawn = {few.sample(stream) for _ in range(40)}
+    assert len(drawn) == 2
+    assert all(0.5 <= domain <= 0.6 for domain in drawn)
+    assert drawn == set(source_of("cartpole").between(0.5, 0.6).few(2, 7).choices)
+
+
+def test_a_source_phase_without_the_head_leaves_it_alone_and_refuses_votes(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = ["--preset", "smoke", "--device", "cpu", "--quiet", "--separate-sources"]
+    assert main(["train", *flags, "--risk", "reward", "--source-domains", "2", "--out", str(out)]) == 0
+    assert all(row["head"] == 0 for row in read_metrics(out, "train"))
+    assert main(["adapt", str(out), "--device", "cpu", "--quiet"]) == 2  # --risk state
+    assert main(["adapt", str(out), "--device", "cpu", "--quiet", "--method", "mb-frozen"]) == 0
+    made = make_learners("cartpole", SMALL, [0, 0])
+    made[1].head = False
+    for each in made:
+        each.buffer.load_state_dict(pretrain("cartpole", SMALL, [3])[0][0].buffer.state_dict())
+        each.fit(0)
+    with_head, without = (each.ensemble.biases[-1][..., -1].abs().max() for each in made)
+    assert with_head > 0
+    assert without == 0  # not a step was taken on the logit
+    assert TrainConfig(separate_sources=True).with_head()  # CARL (State) cannot do without
+
+
 # -- adaptation ----------------------------------------------------------------------------------------------------
 
 
@@ -345,6 +372,11 @@ def test_manuals_import_no_torch(verb: str) -> None:
         (["train", "--env", "duckietown", "--target", "0.6"], "--target.*car width"),
         (["train", "--env", "half-cheetah", "--target", "6"], "--target.*disabled joint"),
         (["train", "--env", "half-cheetah", "--target", "0.5"], "--target.*whole number"),
+        (["train", "--source-range", "0.8", "0.4"], "source range.*low < high"),
+        (["train", "--source-range", "0.4", "0.4"], "source range.*low < high"),
+        (["train", "--source-range", "0.4", "1.2"], "--target.*--in-distribution"),
+        (["train", "--env", "half-cheetah", "--source-range", "1", "2"], "--source-range.*none"),
+        (["train", "--source-domains", "0"], "--source-domains"),
         (["train", "--steps", "5"], "--steps"),
         (["train", "--devices", "2"], "--devices"),
         (["train", "--precision", "bf16"], "--precision"),

@@ -139,6 +139,17 @@ def test_an_episode_whose_simulation_breaks_down_ends_before_and_is_not_learned_
     assert len(learner.buffer) == 0
 
 
+def test_plans_without_any_finite_cost_are_counted_and_told_of() -> None:
+    learner = trained()
+    with torch.no_grad():
+        learner.ensemble.weights[0].fill_(float("nan"))
+    with pytest.warns(UserWarning, match="no plan had a finite cost at 30 steps"):
+        episode = run_episodes([Start(0.6, "source", 0, learner)], "cartpole", TASK, SMALL)[0]
+    assert episode.blind == episode.length == 30
+    assert episode.failed > 0
+    assert not episode.actions.any()  # the middle of the box
+
+
 def test_traces_say_what_was_expected_and_change_nothing() -> None:
     start = Start(1.0, "target", 3, trained(), Risk("state"))
     traced, plain = (run_episodes([start], "cartpole", TASK, SMALL, traced=t)[0] for t in (True, False))

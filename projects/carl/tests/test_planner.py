@@ -156,6 +156,17 @@ def test_particles_without_a_number_rank_last_and_a_plan_of_none_is_kept() -> No
     assert trace is not None
     assert int(trace.failed) > 0
     assert float(action) == 0  # the middle of the box
+    assert broken.blind.tolist() == [True]
+    half = planner([Risk("none"), Risk("none")])
+    with torch.no_grad():
+        half.ensembles[1].weights[0][0] = float(
+            "nan"
+        )  # one net of three: its particles fail, plans are still told apart
+    half.refresh(half.ensembles)
+    action, _ = half.act(torch.zeros(2, 4), torch.full((2,), 0.6), seeded())
+    assert half.blind.tolist() == [False, False]
+    assert half.failed.tolist() == [0, SIZES["candidates"] * SIZES["iterations"] * SIZES["particles"] // 3]
+    assert float(action[1]) != 0
 
 
 def test_bad_sizes_are_refused() -> None:

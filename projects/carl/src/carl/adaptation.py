@@ -79,7 +79,7 @@ def check_head(learner: Learner, risk: Risk) -> None:
         UserError: caution by votes, and a source phase without a single catastrophe.
     """
     if risk.penalty and not learner.met_catastrophe:
-        hint = "Train the source phase longer, or plan by --risk reward."
+        hint = "Train the source phase longer and with the catastrophe head, or plan by --risk reward."
         raise UserError(
             "--risk", risk.name, "a source phase that met a catastrophe: the head has nothing to go by", hint
         )

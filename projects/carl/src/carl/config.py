@@ -152,6 +152,12 @@ class TrainConfig(SizeFlags, CautionFlags, RunConfig):
     """Loss of the catastrophe head: the authors' code's, with weighted positives, or plain cross-entropy."""
     adapt_head: AdaptHead = "joint"
     """joint: the head keeps learning in the target; frozen: the source-trained network votes to the end."""
+    separate_sources: bool = False
+    """Train methods that look for no catastrophes without the catastrophe head, as the authors do; else all have it."""
+    source_range: tuple[float, float] | None = None
+    """Ends of the source range, in place of the environment's."""
+    source_domains: int | None = None
+    """So many source domains, drawn once, in place of a new one for every episode."""
     tests: int = 1
     """Test episodes before adaptation iterations 0, 2, 4, 6, 8 and after the last; 0 for none."""
     seeds: int = 1
@@ -165,6 +171,7 @@ class TrainConfig(SizeFlags, CautionFlags, RunConfig):
         check_choice("--adapt-head", self.adapt_head, get_args(AdaptHead))
         check_range("--tests", self.tests, 0)
         check_range("--seeds", self.seeds, 1)
+        check_range("--source-domains", self.source_domains, 1)
         self.check_caution()
         if self.precision in ("bf16", "fp16"):
             raise UserError("--precision", self.precision, ["auto", "fp32"], "Plans are compared in 32 and 64 bits.")
@@ -174,6 +181,10 @@ class TrainConfig(SizeFlags, CautionFlags, RunConfig):
     def setting(self) -> Setting:
         """Sizes of the run."""
         return self.sized(self.env, self.preset)
+
+    def with_head(self) -> bool:
+        """Whether the catastrophe head is trained."""
+        return not self.separate_sources or (self.method == "carl" and "state" in self.risk)
 
     def source_steps(self) -> int:
         """Iterations of the source phase: episodes, or updates of a policy."""

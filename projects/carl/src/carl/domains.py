@@ -7,6 +7,7 @@ outside their distribution, in which a catastrophe counts. The parameter is neve
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -51,6 +52,22 @@ class DomainDistribution:
             raise UserError(f"source range of {self.name}", f"{self.low} to {self.high}", "low < high")
         for value in self.choices or (self.low, self.high):
             self.check(value, f"source range of {self.name}")
+
+    def between(self, low: float, high: float) -> DomainDistribution:
+        """The same parameter, drawn from another interval.
+
+        Raises:
+            UserError: a reversed or empty one, ends that cannot be simulated, a parameter that is a list of choices.
+        """
+        if self.choices:
+            raise UserError("--source-range", f"{low:g} to {high:g}", f"none: sources are {self.describe()}")
+        return dataclasses.replace(self, low=low, high=high)
+
+    def few(self, count: int, seed: int) -> DomainDistribution:
+        """So many domains, drawn once."""
+        stream = np.random.default_rng(seed)
+        drawn = tuple(self.sample(stream) for _ in range(count))
+        return dataclasses.replace(self, low=math.nan, high=math.nan, choices=drawn)
 
     def sample(self, generator: np.random.Generator) -> float:
         """One source domain."""

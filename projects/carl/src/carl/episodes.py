@@ -69,7 +69,8 @@ class Episode:
         states: (n + 1, s) float32. actions: (n, a) float32. rewards, catastrophes: (n,) of the states that followed.
         unstable: the simulation broke down; the step that did is not among these.
         votes, disagreement: (n, H) of the plans, where they were traced.
-        failed: particles without a finite cost. planning: seconds, the episode's share of the batch's.
+        failed: particles without a finite cost. blind: steps at which no particle had one.
+        planning: seconds, the episode's share of the batch's.
     """
 
     domain: float
@@ -83,6 +84,7 @@ class Episode:
     votes: NDArray[np.float32] | None = None
     disagreement: NDArray[np.float32] | None = None
     failed: int = 0
+    blind: int = 0
     planning: float = 0.0
 
     @property
@@ -139,6 +141,7 @@ class _Running:
     disagreement: list[NDArray[Any]] = field(default_factory=list)
     unstable: bool = False
     failed: int = 0
+    blind: int = 0
     planning: float = 0.0
     drift: NDArray[Any] = field(default_factory=lambda: np.zeros(0))
 
@@ -174,7 +177,7 @@ class _Running:
             self.unstable,
             np.asarray(self.votes, np.float32) if self.votes else None,
             np.asarray(self.disagreement, np.float32) if self.disagreement else None,
-            self.failed, self.planning,
+            self.failed, self.blind, self.planning,
         )  # fmt: skip
 
 
@@ -236,6 +239,8 @@ def run_episodes(
     for run in episodes.values():
         run.env.close()
     made = [run.episode() for run in episodes.values()]
+    if blind := sum(episode.blind for episode in made):
+        warnings.warn(f"no plan had a finite cost at {blind} steps: the plan before was kept", stacklevel=2)
     if any(episode.unstable for episode in made):
         warnings.warn("a simulation broke down; its episode ends before and is not learned from", stacklevel=2)
     return made
@@ -271,11 +276,16 @@ def _actions(
         state = torch.from_numpy(np.asarray([run.states[-1] for run in runs], np.float32)).to(planner.device)
         context = torch.tensor([context_of(name, run.start.domain) for run in runs], device=planner.device)
         chosen, trace = planner.act(state, context, streams.at(step), traced)
-        found = chosen.cpu().numpy()
+        counts = torch.stack([planner.failed, planner.blind.long()], dim=1)
+        found = torch.cat([chosen, counts], dim=1).cpu().numpy()  # one transfer
         share = (time.perf_counter() - began) / len(runs)
-        for place, run, action in zip(planned, runs, found, strict=True):
-            actions[place] = action
-            run.planning += share
+        for place, run, row in zip(planned, runs, found, strict=True):
+            actions[place] = row[:-2]
+            run.failed, run.blind, run.planning = (
+                run.failed + int(row[-2]),
+                run.blind + int(row[-1]),
+                run.planning + share,
+            )
         if trace is not None:
             _keep(runs, trace)
     for place, run in running.items():
@@ -290,8 +300,7 @@ def _actions(
 
 
 def _keep(runs: Sequence[_Running], trace: PlanTrace) -> None:
-    votes, spread, failed = (part.cpu().numpy() for part in (trace.votes, trace.disagreement, trace.failed))
+    votes, spread = (part.cpu().numpy() for part in (trace.votes, trace.disagreement))
     for g, run in enumerate(runs):
         run.votes.append(votes[g])
         run.disagreement.append(spread[g])
-        run.failed += int(failed[g])

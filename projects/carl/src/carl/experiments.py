@@ -7,12 +7,15 @@ in the target, then zero-shot episodes of several cautions that meet the same fi
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from carl.config import ENVS, MODEL_FREE
+from carl.settings import PUBLISHED
 from shared.claims import Cell, Missing, Outcomes, ReproduceConfig, Study
 
 VARIANTS = ("pets-scratch", "mb-finetune", "carl-reward", "carl-state")
@@ -20,14 +23,14 @@ ZERO_SHOT = ("mb-frozen", "carl-reward", "carl-state")
 CAPPED = 100  # steps: later catastrophes of zero-shot cartpole count as if they had come then
 BATCHED = 9  # problems of the timed batch
 GAMMAS, BETAS, SCALES = (30.0, 50.0, 70.0), (0.25, 0.5, 0.75), (0.5, 1.0, 1.5, 2.0)
+HAND = "baoding"
 TRUSTED = 0.01  # share of false votes above which planning goes by noise
 
 
 def cells_of(preset: str) -> list[tuple[str, dict[str, Any], int]]:
     """(name, settings, seed) of a preset's cells."""
     if preset == "smoke":
-        planned = {env: {"env": env, "seeds": 1, "zero_shot": 1} for env in ("cartpole", "duckietown", "half-cheetah")}
-        return [(name, fields, 0) for name, fields in planned.items()]
+        return [(env, {"env": env, "seeds": 1, "zero_shot": 1}, 0) for env in ENVS if env != HAND or hand_there()]
     if preset == "cpu":
         cartpole = {"env": "cartpole", "seeds": 1, "zero_shot": 7, "targets": [1.0, 1.5, 2.0], "head": True}
         car = {"env": "duckietown", "seeds": 1, "zero_shot": 7, "targets": [0.15]}
@@ -48,7 +51,20 @@ def cells_of(preset: str) -> list[tuple[str, dict[str, Any], int]]:
             "variants": [*VARIANTS, "mb-frozen", "carl-reward+state"], "head": env == "cartpole",
             "ablations": env == "cartpole",
         }  # fmt: skip
+    if hand_there():
+        planned[HAND] = {
+            "env": HAND, "seeds": 1, "zero_shot": 5, "targets": list(PUBLISHED[HAND].targets),
+            "adapt_targets": list(PUBLISHED[HAND].targets), "variants": ["mb-finetune", "carl-reward", "carl-state"],
+        }  # fmt: skip
+    for env in ENVS:
+        if env != HAND or hand_there():
+            planned |= {f"{method} {env}": {"method": method, "env": env} for method in MODEL_FREE}
     return [(name, fields, seed) for seed in range(5) for name, fields in planned.items()]
+
+
+def hand_there() -> bool:
+    """Whether the files of the hand are installed."""
+    return importlib.util.find_spec("gymnasium_robotics") is not None
 
 
 class CarlStudy(Study):
@@ -66,11 +82,17 @@ class CarlStudy(Study):
             ]
         return [Cell(name, fields, seed) for name, fields, seed in planned]
 
+    def absent(self, config: ReproduceConfig) -> Mapping[str, str]:
+        wanted = config.preset in ("smoke", "paper") and not hand_there()
+        return {HAND: "the extra `hand` is not installed"} if wanted else {}
+
     def run(self, cell: Cell, config: ReproduceConfig) -> dict[str, Any]:
-        from carl.measures import batch_cost, experiment
+        from carl.measures import batch_cost, experiment, model_free
         from shared.device import choose_device
 
         device = str(choose_device(config.device))
+        if "method" in cell.settings:
+            return model_free(config.scale, device, cell.seed, **cell.settings)
         if cell.name == "batch":
             return batch_cost(config.scale, device, **cell.settings)
         return experiment(config.scale, device, cell.seed, **cell.settings)
@@ -107,12 +129,13 @@ class CarlStudy(Study):
 
     def tables(self, outcomes: Outcomes) -> Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]]:
         tables: dict[str, tuple[Sequence[str], Sequence[Sequence[Any]]]] = {}
-        for env in ("cartpole", "duckietown", "half-cheetah"):
-            if env not in outcomes:
-                continue
+        for env in (name for name in ENVS if name in outcomes):
             tables[f"{env}: source phase, by seed"] = source_rows(outcomes, env)
             tables[f"{env}: adaptation"] = adaptation_rows(outcomes, env)
             tables[f"{env}: zero-shot, all seeds' episodes"] = zero_shot_rows(outcomes, env)
+        free = [name for name in outcomes.names() if name.split()[0] in MODEL_FREE]
+        if free:
+            tables["Baselines that learn no model"] = model_free_rows(outcomes, free)
         if "cartpole" in outcomes and "head" in runs(outcomes, "cartpole")[0]:
             tables["The catastrophe head, trained afresh on what the source phase met (target states at 1.0 m)"] = (
                 head_rows(outcomes)
@@ -136,9 +159,9 @@ def runs(outcomes: Outcomes, env: str) -> list[Mapping[str, Any]]:
 
 
 def finite(outcomes: Outcomes) -> list[float]:
-    """Of the three environments: 1 where every return is a number and every variant ran, else 0."""
+    """Of every environment: 1 where every return is a number and every variant ran, else 0."""
     found = []
-    for env in ("cartpole", "duckietown", "half-cheetah"):
+    for env in (name for name in ENVS if name in outcomes):
         for run in runs(outcomes, env):
             returns = [run["source_returns"], *(log["returns"] for log in run["adaptation"])]
             found.append(float(all(value == value and abs(value) < float("inf") for row in returns for value in row)))
@@ -281,16 +304,34 @@ def zero_shot_rows(outcomes: Outcomes, env: str) -> Table:
     return columns, rows
 
 
+def model_free_rows(outcomes: Outcomes, names: Sequence[str]) -> Table:
+    """A row a baseline and environment: means over seeds."""
+    rows = []
+    for name in names:
+        found = outcomes.raw(name)
+        rows.append(
+            [name, statistics.fmean(each["source_return"] for each in found),
+             statistics.fmean(each["returns"][0] for each in found),
+             statistics.fmean(max(each["returns"]) for each in found),
+             statistics.fmean(sum(each["catastrophes"]) for each in found)]
+        )  # fmt: skip
+    return ("baseline", "source return", "first return", "highest return", "catastrophes"), rows
+
+
 def head_rows(outcomes: Outcomes) -> Table:
     """A row a loss: means over seeds, and every seed's false votes."""
     found = [run["head"] for run in runs(outcomes, "cartpole")]
     rows = []
     for loss in found[0]:
         of = [each[loss] for each in found]
-        numbers = [[each[m] for each in of if each[m] is not None] for m in ("auroc", "brier", "false_votes", "missed")]
+        names = ("auroc", "brier", "false_votes", "early_false_votes", "missed")
+        numbers = [[each[m] for each in of if each[m] is not None] for m in names]
         shown = [statistics.fmean(values) if values else None for values in numbers]
         rows.append([loss, *shown, ", ".join(f"{100 * each['false_votes']:.2f} %" for each in of)])
-    return ("loss", "AUROC", "Brier", "false votes", "missed", "false votes by seed"), rows
+    columns = (
+        "loss", "AUROC", "Brier", "false votes", "more than 5 steps before the end", "missed", "false votes by seed",
+    )  # fmt: skip
+    return columns, rows
 
 
 def ablation_rows(outcomes: Outcomes) -> Table:

@@ -36,6 +36,7 @@ class Learner:
         seed: of the first weights.
         device: of weights and buffer.
         loss: how the catastrophe head's loss is weighted.
+        head: whether it is trained.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class Learner:
         seed: int,
         device: torch.device | str = "cpu",
         loss: LossName = "scaled",
+        head: bool = True,
     ) -> None:
+        self.head = head
         self.task, self.setting, self.device = task, setting, torch.device(device)
         self.loss: LossName = loss
         self._begin(mixed(seed, "weights"))
@@ -68,7 +71,7 @@ class Learner:
     @property
     def met_catastrophe(self) -> bool:
         """Whether the head had a positive example to learn from."""
-        return bool(self.buffer.catastrophes.any())
+        return self.head and bool(self.buffer.catastrophes.any())
 
     def remember(self, episode: Episode) -> None:
         """Add an episode to the buffer; one whose simulation broke down is left out."""
@@ -107,7 +110,7 @@ class Learner:
             if setting.noise:
                 x = x + setting.noise * self.ensemble.std_in * self._noise(x.shape, generator)
                 y = y + setting.noise * self.ensemble.std_out * self._noise(y.shape, generator)
-            losses = self.ensemble.losses(x, y, labels[chosen], self.loss)
+            losses = self.ensemble.losses(x, y, labels[chosen] if self.head else None, self.loss)
             self.optimizer.zero_grad()
             losses.total.backward()
             self.optimizer.step()

@@ -172,11 +172,11 @@ def head_measures(
 ) -> dict[str, Any]:
     """The head on target states under every loss, each trained afresh on the same buffer for as many fits as the source
     phase had; its receiver curves, and the votes some steps ahead."""
-    found: dict[str, Any] = {"as trained": head_quality(learner, episodes, 0.5)}
+    found: dict[str, Any] = {"as trained": head_quality(learner, episodes, 0.5) | early(learner, episodes)}
     curves: dict[str, Any] = {}
     for loss in LOSSES:
         made = fresh_fit(learner, task, seed, loss, setting.source_iterations)
-        found[loss] = head_quality(made, episodes, 0.5)
+        found[loss] = head_quality(made, episodes, 0.5) | early(made, episodes)
         probability, happened = made.catastrophe_probability(episodes)
         if happened.any() and not happened.all():
             curves[loss] = receiver(probability.mean(axis=0), happened)
@@ -184,6 +184,15 @@ def head_measures(
     false = [float((votes[~came[:, h], h] > 0.5).mean()) for h in range(setting.horizon)]
     missed = [float((votes[came[:, h], h] <= 0.5).mean()) if came[:, h].any() else None for h in range(setting.horizon)]
     return {"head": found, "receiver": curves, "lead": {"false_votes": false, "missed": missed}}
+
+
+def early(learner: Learner, episodes: Sequence[Episode], margin: int = 5) -> dict[str, float]:
+    """False votes on states that have more than `margin` steps to the catastrophe, or to the end of an episode without
+    one: a vote that comes a few steps too soon is another mistake than one out of nothing."""
+    probability, _ = learner.catastrophe_probability(episodes)
+    voted = (probability > 0.5).mean(axis=0) > 0.5
+    far = np.concatenate([np.arange(e.length, 0, -1) > margin for e in episodes])
+    return {"early_false_votes": float(voted[far].mean()) if far.any() else 0.0}
 
 
 def receiver(probability: np.ndarray, happened: np.ndarray) -> dict[str, list[float]]:
@@ -209,6 +218,24 @@ def ablated(learner: Learner, seed: int, env: str, task: PlanningTask, setting: 
         {**adaptation_outline(each, log), "caution": each.label, "risk": dataclasses.asdict(each.risk)}
         for each, log in zip(branches, logs, strict=True)
     ]
+
+
+def model_free(preset: str, device: str, seed: int, *, method: str, env: str) -> dict[str, Any]:
+    """A baseline that learns no model: source phase and adaptation, as `carl train` does it."""
+    from carl.config import TrainConfig
+    from carl.model_free import ModelFree
+    from shared.loop import Loop
+
+    config = TrainConfig(preset=preset, method=method, env=env, seed=seed, device=device, quiet=True)  # pyright: ignore
+    task = ModelFree(config)
+    summary = Loop(task, config, "carl", folder=False).run()
+    log = task.logs[0]
+    return {
+        "source_return": summary["metrics"]["source_return_last_3"],
+        "returns": [episode.reward for episode in log.adaptation],
+        "catastrophes": [int(episode.catastrophe) for episode in log.adaptation],
+        "test_catastrophes": log.test_catastrophes(),
+    }
 
 
 # -- the batch of problems ----------------------------------------------------------------------------------------

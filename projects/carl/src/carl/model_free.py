@@ -17,11 +17,10 @@ from carl.maml import MAML
 from carl.noise import mixed
 from carl.policies import Paths, rollout
 from carl.ppo import PPO
-from carl.pretraining import source_of
 from carl.rarl import RARL
 from carl.risk import Risk
 from carl.task import task_of
-from carl.train import TARGET_COLUMNS, account, described, packed, target_rows, unpacked
+from carl.train import TARGET_COLUMNS, account, described, packed, sources_of, target_rows, unpacked
 from shared.cli import print_table
 from shared.loop import Loop, Task
 from shared.run import write_json
@@ -35,8 +34,7 @@ class ModelFree(Task):
     def __init__(self, config: TrainConfig) -> None:
         self.config, self.setting, self.task = config, config.setting(), task_of(config.env)
         self.sizes = config.policy_setting()
-        self.source = source_of(config.env)
-        self.target = self.source.check_target(config.target_domain(), config.in_distribution)
+        self.source, self.target = sources_of(config)
         self.seeds = [config.seed + number for number in range(config.seeds)]
 
     def start(self, loop: Loop) -> None:

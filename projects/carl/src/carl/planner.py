@@ -19,7 +19,7 @@ from carl.ensemble import Ensemble
 from carl.mppi import MPPI
 from carl.noise import Source
 from carl.particles import Simulator
-from carl.risk import FAILED, Risk, candidate_cost
+from carl.risk import Risk, candidate_cost
 from carl.task import PlanningTask
 from shared.config import check_range
 
@@ -51,6 +51,9 @@ class Planner:
         candidates, elites, iterations, alpha: of `CEM`.
         optimiser: `cem`, or `mppi` with as many candidates.
 
+    Attributes:
+        failed: (G,) particles without a finite cost in the last `act`. blind: (G,) whether it had no other.
+
     Raises:
         UserError: sizes that do not fit together.
     """
@@ -80,6 +83,8 @@ class Planner:
         self.optimiser = CEM(low, high, candidates, elites, iterations, alpha)
         self.mppi = MPPI(low, high, candidates) if optimiser == "mppi" else None
         self.beta = torch.tensor([risk.beta for risk in risks], device=self.device)
+        self.failed = torch.zeros(len(risks), dtype=torch.long, device=self.device)
+        self.blind = torch.zeros(len(risks), dtype=torch.bool, device=self.device)
         self.refresh(ensembles, voters)
         self.begin()
 
@@ -138,11 +143,13 @@ class Planner:
         Returns: (G, a) and the trace.
         """
         failed = torch.zeros(len(self.risks), dtype=torch.long, device=state.device)
+        blind = torch.ones(len(self.risks), dtype=torch.bool, device=state.device)
 
         def cost(actions: Tensor) -> Tensor:
             costs, bad = self.evaluate(state, actions, context, source)
             failed.add_(bad)
-            return torch.where(costs < FAILED, costs, torch.inf) if bool(bad.all()) else costs
+            blind.logical_and_(bad >= costs.shape[1] * self.particles)  # no particle of any candidate has a cost
+            return torch.where(blind.unsqueeze(1), torch.inf, costs)
 
         if self.mppi is None:
             solution = self.optimiser.minimise(cost, self.plan, self.variance, source)
@@ -158,4 +165,5 @@ class Planner:
             ]
             trace = PlanTrace(torch.stack(costs), seen.by_step[:, 0], seen.spread[:, 0], failed)
         self.plan, self.last = shifted(solution), solution[:, 0]
+        self.failed, self.blind = failed, blind
         return solution[:, 0], trace

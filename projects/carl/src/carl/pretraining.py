@@ -52,11 +52,16 @@ def source_of(name: str) -> DomainDistribution:
 
 
 def make_learners(
-    name: str, setting: Setting, seeds: Sequence[int], device: str = "cpu", loss: LossName = "scaled"
+    name: str,
+    setting: Setting,
+    seeds: Sequence[int],
+    device: str = "cpu",
+    loss: LossName = "scaled",
+    head: bool = True,
 ) -> list[Learner]:
     """New learners, one a seed."""
     task = task_of(name)
-    return [Learner(task, setting, seed, device, loss) for seed in seeds]
+    return [Learner(task, setting, seed, device, loss, head) for seed in seeds]
 
 
 def source_iteration(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from carl.config import ENVS
 from carl.experiments import GAMMAS, SCALES, runs, steps_until
 from carl.figures import (
     adaptation,
@@ -27,7 +28,7 @@ SOURCES = {"cartpole": ((0.4, 0.8), "pole length (m)"), "duckietown": ((0.05, 0.
 def draw(outcomes: Outcomes, folder: Path) -> list[Path]:
     """Every figure that the finished cells allow."""
     made: list[Path] = []
-    present = [env for env in ("cartpole", "duckietown", "half-cheetah") if env in outcomes]
+    present = [env for env in ENVS if env in outcomes]
     for env in present:
         found = runs(outcomes, env)
         made.append(source_curve(folder / f"{env}-source", {env: [run["source_returns"] for run in found]}, env))

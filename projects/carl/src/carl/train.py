@@ -14,8 +14,10 @@ import torch
 
 from carl.adaptation import Branch, Log, adapt_iteration, branch, is_test_point, take_tests
 from carl.config import MODEL_FREE, TrainConfig
+from carl.domains import DomainDistribution
 from carl.episodes import Episode
 from carl.learner import Learner
+from carl.noise import mixed
 from carl.pretraining import make_learners, source_iteration, source_of
 from carl.risk import Risk
 from carl.settings import Setting
@@ -37,6 +39,21 @@ def risk_of(config: TrainConfig) -> Risk:
     return Risk(config.risk, config.gamma, config.beta, config.penalty_of(config.setting().penalty))
 
 
+def sources_of(config: TrainConfig) -> tuple[DomainDistribution, float]:
+    """Where a run's source domains come from, and its target.
+
+    Raises:
+        UserError: a range that cannot be, a target inside it.
+    """
+    found = source_of(config.env)
+    if config.source_range is not None:
+        found = found.between(*config.source_range)
+    target = found.check_target(config.target_domain(), config.in_distribution)
+    if config.source_domains is not None:
+        found = found.few(config.source_domains, mixed(config.seed, "sources"))
+    return found, target
+
+
 def label_of(method: str, risk: Risk) -> str:
     """A variant's name in tables and figures."""
     return f"CARL ({risk.name})" if method == "carl" else method
@@ -47,14 +64,15 @@ class CautiousAdaptation(Task):
 
     def __init__(self, config: TrainConfig) -> None:
         self.config, self.setting, self.task = config, config.setting(), task_of(config.env)
-        self.target = source_of(config.env).check_target(config.target_domain(), config.in_distribution)
+        self.sources, self.target = sources_of(config)
         self.seeds = [config.seed + number for number in range(config.seeds)]
         self.folder: Path | None = None
 
     def start(self, loop: Loop) -> None:
         self.loop = loop
         device, loss = str(loop.device), self.config.catastrophe_loss
-        self.learners = make_learners(self.config.env, self.setting, self.seeds, device, loss)
+        head = self.config.with_head()
+        self.learners = make_learners(self.config.env, self.setting, self.seeds, device, loss, head)
         self.branches: list[Branch] = []
         self.logs: list[Log] = []
         self.source: list[list[tuple[float, int]]] = []  # [iteration][seed]: mean return, catastrophes
@@ -66,7 +84,7 @@ class CautiousAdaptation(Task):
         return self._source_step(self.loop.step) if iteration < 0 else self._target_step(iteration)
 
     def _source_step(self, iteration: int) -> dict[str, float]:
-        done = source_iteration(self.learners, self.seeds, self.config.env, self.setting, iteration)
+        done = source_iteration(self.learners, self.seeds, self.config.env, self.setting, iteration, self.sources)
         episodes = [episode for each in done for episode in each.episodes]
         self.source.append([(each.reward, each.catastrophes) for each in done])
         if iteration == self.config.source_steps() - 1 and self.folder is not None:
@@ -183,8 +201,8 @@ def unpacked(values: Mapping[str, Any]) -> Episode:
 
 
 def described(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Means over episodes: return, steps, share with a catastrophe, milliseconds of planning a step; and failed
-    particles."""
+    """Means over episodes: return, steps, share with a catastrophe, milliseconds of planning a step; counts: particles
+    without a finite cost, steps at which all were."""
     steps = max(sum(episode.length for episode in episodes), 1)
     return {
         "return": statistics.fmean(episode.reward for episode in episodes),
@@ -192,6 +210,7 @@ def described(episodes: Sequence[Episode]) -> dict[str, float]:
         "catastrophe": statistics.fmean(float(episode.catastrophe) for episode in episodes),
         "plan_ms": 1000 * sum(episode.planning for episode in episodes) / steps,
         "failed_particles": float(sum(episode.failed for episode in episodes)),
+        "blind_steps": float(sum(episode.blind for episode in episodes)),
     }
 
 
@@ -212,7 +231,10 @@ def sizes(setting: Setting) -> dict[str, Any]:
 
 def save_source(path: Path, config: TrainConfig, learners: Sequence[Learner]) -> None:
     """What the source phase left, atomically."""
-    content = {"member": MEMBER, "env": config.env, "sizes": sizes(config.setting()), "seed": config.seed}
+    content = {
+        "member": MEMBER, "env": config.env, "sizes": sizes(config.setting()), "seed": config.seed,
+        "head": config.with_head(),
+    }  # fmt: skip
     save_atomically({**content, "learners": [learner.state_dict() for learner in learners]}, path)
 
 
@@ -250,7 +272,8 @@ def open_source(folder: Path, device: str) -> tuple[TrainConfig, list[Learner]]:
     from shared.device import choose_device
 
     seeds = [config.seed + number for number in range(config.seeds)]
-    learners = make_learners(config.env, config.setting(), seeds, str(choose_device(device)), config.catastrophe_loss)
+    where, head = str(choose_device(device)), config.with_head()
+    learners = make_learners(config.env, config.setting(), seeds, where, config.catastrophe_loss, head)
     load_source(folder / SOURCE_FILE, config.env, learners)
     return config, learners
 
