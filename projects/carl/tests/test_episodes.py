@@ -259,7 +259,9 @@ def test_votes_ahead_are_those_of_particles_under_the_actions_that_were_taken() 
         learner.ensemble.biases[-1][..., -1] = torch.tensor([[0.3], [-0.3]])
     episode = run_episodes([Start(0.6, "source", 3)], "cartpole", TASK, SMALL)[0]
     votes, came = learner.votes_ahead([episode], 3, 0.5)
-    assert votes.shape == came.shape == (episode.length - 2, 3)
+    assert votes.shape == came.shape == (episode.length, 3)
+    assert np.isnan(came[-1]).tolist() == [False, True, True]  # beyond the end nothing is known
+    assert np.isnan(came[-2]).tolist() == [False, False, True]
     for n in (0, 7):
         assert np.array_equal(came[n], episode.catastrophes[n : n + 3])
         shares = []

@@ -174,22 +174,21 @@ class Learner:
     @torch.no_grad()
     def votes_ahead(
         self, episodes: Sequence[Episode], horizon: int, beta: float, seed: int = 0
-    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """What planning goes by: from every state of the episodes, particles under the actions that were taken.
 
         Returns: (n, horizon) share of the nets that vote for a catastrophe h + 1 steps ahead, and (n, horizon) whether
-            it came; n counts the states that have `horizon` steps after them.
+            it came, NaN beyond the end of the episode; n counts the states that were acted in.
         """
         task, nets = self.task, self.setting.nets
         generator = torch.Generator(self.device).manual_seed(seed)
-        votes: list[NDArray[np.float64]] = []
-        came: list[NDArray[np.bool_]] = []
+        votes, came = [np.empty((0, horizon))], [np.empty((0, horizon))]
         for episode in episodes:
-            n = episode.length - horizon + 1
-            if n < 1:
-                continue
+            n = episode.length
             here = torch.from_numpy(episode.states[:n]).to(self.device).unsqueeze(0).expand(nets, -1, -1)
-            actions = torch.from_numpy(episode.actions).to(self.device)
+            taken = np.concatenate([episode.actions, np.repeat(episode.actions[-1:], horizon, axis=0)])
+            actions = torch.from_numpy(taken).to(self.device)
+            happened = np.concatenate([episode.catastrophes, np.full(horizon, np.nan)])
             shares = []
             for h in range(horizon):
                 x = torch.cat([task.features(here), actions[h : h + n].expand(nets, -1, -1)], dim=-1)
@@ -198,9 +197,7 @@ class Learner:
                 here = task.advance(here, mean + torch.exp(0.5 * logvar) * noise)
                 shares.append((torch.sigmoid(logit.squeeze(-1)) > beta).double().mean(dim=0).cpu().numpy())
             votes.append(np.stack(shares, axis=1))
-            came.append(np.stack([episode.catastrophes[h : h + n] for h in range(horizon)], axis=1))
-        if not votes:
-            return np.empty((0, horizon)), np.empty((0, horizon), bool)
+            came.append(np.stack([happened[h : h + n] for h in range(horizon)], axis=1))
         return np.concatenate(votes), np.concatenate(came)
 
     def _rows(self, episodes: Sequence[Episode]) -> tuple[Tensor, Tensor, Tensor]:

@@ -181,8 +181,11 @@ def head_measures(
         if happened.any() and not happened.all():
             curves[loss] = receiver(probability.mean(axis=0), happened)
     votes, came = learner.votes_ahead(episodes, setting.horizon, 0.5)
-    false = [float((votes[~came[:, h], h] > 0.5).mean()) for h in range(setting.horizon)]
-    missed = [float((votes[came[:, h], h] <= 0.5).mean()) if came[:, h].any() else None for h in range(setting.horizon)]
+    false, missed = [], []
+    for h in range(setting.horizon):
+        safe, caught = votes[came[:, h] == 0, h] > 0.5, votes[came[:, h] == 1, h] > 0.5
+        false.append(float(safe.mean()) if len(safe) else None)
+        missed.append(1 - float(caught.mean()) if len(caught) else None)
     return {"head": found, "receiver": curves, "lead": {"false_votes": false, "missed": missed}}
 
 

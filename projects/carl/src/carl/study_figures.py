@@ -82,9 +82,11 @@ def heads(found: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
         some = [run["receiver"][loss] for run in found if loss in run["receiver"]]
         curves[loss] = (np.array(some[0]["false"]), np.mean([each["found"] for each in some], axis=0))
     made = [receiver_curves(folder / "head-receiver", curves, "catastrophe head on target states")] if curves else []
-    false = {"as trained": [run["lead"]["false_votes"] for run in found]}
-    missed = [[np.nan if value is None else value for value in run["lead"]["missed"]] for run in found]
-    return [*made, by_lead_time(folder / "head-lead-time", false, {"as trained": missed})]
+    false, missed = (
+        {"as trained": [[np.nan if value is None else value for value in run["lead"][kind]] for run in found]}
+        for kind in ("false_votes", "missed")
+    )
+    return [*made, by_lead_time(folder / "head-lead-time", false, missed)]
 
 
 def ablations(found: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:

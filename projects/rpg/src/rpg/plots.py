@@ -292,9 +292,9 @@ def generalisation(outcomes: Outcomes, data: str, path: Path) -> Path:
                 axes.bar(place + shift, mean, width=0.38, color=colour, alpha=0.75, label=shown)
                 axes.plot([place + shift] * len(values), values, "k_", markersize=8)
         axes.set_xticks(range(len(names)), list(names), fontsize=7)
-        axes.set(xlabel="parameterisation", ylabel="accuracy (mean, seeds)", ylim=(0, 1))
+        axes.set(xlabel="parameterisation", ylabel="accuracy (mean, seeds)", ylim=(0, 1.15))
         axes.set_title(_title(outcomes, data, "Training and test accuracy of the residual network"))
-        axes.legend(loc="upper right")
+        axes.legend(loc="upper right", ncol=2)
     return path.with_suffix(".png")
 
 
