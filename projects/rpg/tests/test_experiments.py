@@ -75,7 +75,7 @@ def test_without_data_a_claim_is_judged_or_says_what_is_wanting(
     monkeypatch.setattr(rpg.data.names, "present", lambda data, root: False)
     config = ReproduceConfig(preset=preset, data_root=tmp_path)
     if preset == "cpu-long":  # all of it is about one set
-        with pytest.raises(UserError, match=r"--data-root.*\n.*CIFAR-10"):
+        with pytest.raises(UserError, match=r"(?s)--data-root.*CIFAR-10"):
             RpgStudy().cells(config)
         return
     cells, absent = RpgStudy().cells(config), RpgStudy().absent(config)
