@@ -370,3 +370,125 @@ def test_reproduce_smoke_on_embedded_data(tmp_path: Path) -> None:
     assert verdicts.pop("smoke-explains") == "pass"
     assert set(verdicts.values()) == {"not-run"}
     assert report["tables"]
+
+
+# -- what a user can get wrong, and what must not be trusted --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small_run(vectors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("small") / "run"
+    assert main(["train", "--vectors", str(vectors), *SMALL, "--device", "cpu", "--quiet", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.mark.parametrize("verb", ["factors", "groups", "analogy", "generate", "classes", "reliability"])
+def test_negative_seeds_are_refused(small_run: Path, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    extra = {"generate": ["--factors", "0"], "reliability": [str(small_run)]}.get(verb, [])
+    assert main([verb, str(small_run), *extra, "--seed", "-1"]) == 2
+    assert "--seed: got '-1'" in capsys.readouterr().err
+
+
+def test_codes_that_are_damaged_are_computed_again(small_run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    whole = (run / "codes.npz").read_bytes()
+    for damaged in (whole[:-40], whole[:200] + b"junk" * 20 + whole[280:], b"no archive"):
+        (run / "codes.npz").write_bytes(damaged)
+        with pytest.warns(UserWarning, match="Computed again"):
+            assert main(["factors", str(run), "--device", "cpu", "--quiet"]) == 0
+        assert (run / "codes.npz").read_bytes() == whole
+
+
+def test_looser_codes_do_not_take_the_place_of_the_runs_own(
+    small_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (small_run / "codes.npz").read_bytes()
+    assert main(["encode", str(small_run), "--device", "cpu", "--quiet", "--tol", "0.5", "--force"]) == 0
+    assert (small_run / "codes.npz").read_bytes() == before
+    assert (small_run / "codes-0.5.npz").exists()
+    own = str(small_run / "codes.npz")
+    assert main(["encode", str(small_run), "--device", "cpu", "--tol", "0.5", "--out", own, "--force"]) == 2
+    assert "--out" in capsys.readouterr().err
+    assert main(["encode", str(small_run), "--device", "cpu", "--quiet"]) == 0
+
+
+def test_a_file_of_vectors_is_converted(vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from word_factors.vectors import read_vectors
+
+    out = tmp_path / "v.txt"
+    assert main(["vectors", "--vectors", str(vectors), "--out", str(out), "--max-words", "7"]) == 0
+    one, other = read_vectors(vectors, limit=7, quiet=True), read_vectors(out, quiet=True)
+    rows = [other.index[word] for word in one.words]
+    np.testing.assert_array_equal(other.vectors[rows], one.vectors)
+    assert main(["vectors", "--vectors", str(vectors), "--out", str(tmp_path / "w.txt"), "--dim", "7"]) == 2
+    assert "--dim: got '7'" in capsys.readouterr().err
+
+
+def test_counts_beside_a_corpus_are_counts_and_are_looked_for_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from word_factors.config import TrainConfig
+    from word_factors.sources import open_source
+
+    rng = np.random.default_rng(0)
+    text = "\n".join(" ".join(rng.choice(["cat", "dog", "tree", "sun", "moon"], 12)) for _ in range(60))
+    (tmp_path / "t.txt").write_text(text)
+    (tmp_path / "c.txt").write_text("cat 100000\ndog 3\ntree 2\nsun 1\nmoon 1\n")
+    config = TrainConfig(corpus=tmp_path / "t.txt", counts=tmp_path / "c.txt", dim=4, vector_epochs=1, factors=3,
+                         quiet=True)  # fmt: skip
+    embedding = open_source(config).embedding
+    assert embedding.counts[embedding.index["cat"]] == 100_000
+    flags = ["--dim", "4", "--vector-epochs", "1", "--factors", "3", "--steps", "2", "--device", "cpu", "--quiet"]
+    train = ["train", "--corpus", str(tmp_path / "t.txt"), *flags, "--out", str(tmp_path / "run")]
+    assert main([*train, "--counts", "/nowhere/at/all"]) == 2
+    assert "--counts" in capsys.readouterr().err
+    assert main(train) == 0
+    (tmp_path / "t.txt").rename(tmp_path / "elsewhere.txt")  # the run holds its vectors: it needs the corpus no more
+    assert main(["word", str(tmp_path / "run"), "cat", "--device", "cpu"]) == 0
+
+
+def test_flags_that_would_do_nothing_are_refused(
+    small_run: Path, vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.txt").write_text("king 5\nqueen 7\n")
+    walk = ["--weighting", "corpus", "--counts", str(tmp_path / "list.txt"), "--out", str(tmp_path / "no")]
+    for arguments, named in (
+        (["analogy", str(small_run), "--gamma", "50"], "--gamma"),
+        (["analogy", str(small_run), "--protocol", "named", "--named", "family=1", "--gamma", "nan"], "--gamma"),
+        (["analogy", str(small_run), "--protocol", "named", "--named", "family=\u00b2"], "--named"),
+        (["groups", str(small_run), "--method", "hierarchical", "--neighbours", "3"], "--neighbours"),
+        (["train", "--vectors", str(vectors), *SMALL, *walk], "--counts"),
+    ):
+        assert main(arguments) == 2, arguments
+        assert named in capsys.readouterr().err
+
+
+def test_analogy_shows_what_sections_move_along(small_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["analogy", str(small_run), "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "what sections move along" in out
+    assert "mean change" in out
+
+
+def test_memory_is_that_of_a_batch(small_run: Path) -> None:
+    import tracemalloc
+
+    from word_factors.runs import open_run
+
+    run = open_run(small_run, None, "cpu", True)
+    embedding = run.embedding
+    words = tuple(f"w{i}" for i in range(40_000))
+    many = np.resize(embedding.vectors, (40_000, embedding.dim))
+    from word_factors.embedding import Embedding
+
+    large = Embedding(words, np.ascontiguousarray(many), np.ones(40_000), "rank", "many")
+    run.model.embedding = large
+    codes = run.model.encode(large.vectors[:64])
+    tracemalloc.start()
+    run.model.residual_share(codes[np.zeros(40_000, int)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < large.vectors.nbytes / 2

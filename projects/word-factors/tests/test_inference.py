@@ -89,11 +89,15 @@ def test_solve_does_not_depend_on_how_vectors_are_batched(kernel: Kernel) -> Non
 def test_threads_share_the_words_and_change_nothing() -> None:
     X, phi = problem(16, b=101)
     push, gram = (X.T @ phi).numpy(), (phi.T @ phi).numpy()
-    alone, _ = solve_words(push, gram, LAM, 1e-6, 20, threads=1)
-    shared, _ = solve_words(push, gram, LAM, 1e-6, 20, threads=4)
+    alone, gaps, _ = solve_words(push, gram, LAM, 1e-6, 20, threads=1)
+    shared, _, _ = solve_words(push, gram, LAM, 1e-6, 20, threads=4)
     np.testing.assert_array_equal(shared, alone)
     assert alone.any(axis=1).all()
-    none, rounds = solve_words(push[:0], gram, LAM, 1e-6, 20, threads=4)
+    X32 = X.double()
+    exact = phi.double().T @ (X32 - phi.double() @ torch.from_numpy(alone).double().T)
+    expected = kkt_gap(torch.from_numpy(alone).double().T, exact, LAM).numpy()
+    np.testing.assert_allclose(gaps, expected, atol=1e-6)  # what is left, on all factors
+    none, _, rounds = solve_words(push[:0], gram, LAM, 1e-6, 20, threads=4)
     assert none.shape == (0, K)
     assert rounds == 0
 
@@ -117,6 +121,20 @@ def test_factors_that_are_equal_or_nearly_so_do_not_hold_up_the_codes(distance: 
     codes = solve(X, crowded, 0.02, tol=1e-6, kernel=kernel)
     assert float(codes.gap.max()) <= 1e-6 * 0.02
     assert float(duality_gap(X, crowded, codes.alpha, 0.02).max()) < 1e-7
+
+
+def test_double_precision_is_reached_by_way_of_single_and_from_any_start() -> None:
+    X, phi = problem(19, k=60, b=50)
+    codes = solve(X, phi, LAM, tol=1e-9, kernel="words")
+    assert codes.alpha.dtype == torch.float64
+    assert float(kkt_gap(codes.alpha, phi.T @ (X - phi @ codes.alpha), LAM).max()) <= 2e-9 * LAM
+    torch.testing.assert_close(codes.residual, X - phi @ codes.alpha, rtol=0, atol=1e-12)
+    torch.testing.assert_close(codes.alpha, lasso(X, phi, LAM), rtol=0, atol=1e-7)
+    push, gram = (X.T @ phi).numpy(), (phi.T @ phi).numpy()
+    far = np.random.default_rng(0).exponential(size=push.shape)
+    again, gaps, _ = solve_words(push, gram, LAM, 1e-9, 200, threads=1, start=far)
+    np.testing.assert_allclose(again.T, codes.alpha.numpy(), rtol=0, atol=1e-7)
+    assert gaps.max() <= 1e-9 * LAM
 
 
 @pytest.mark.parametrize("form", ["residual", "gram"])

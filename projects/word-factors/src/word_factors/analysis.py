@@ -15,7 +15,7 @@ from word_factors import figures
 from word_factors.analogy import Space
 from word_factors.analogy_table import Named
 from word_factors.config import AnalogyConfig, ClassesConfig, ExplainConfig, GenerateConfig
-from word_factors.manipulation import Factors, differences
+from word_factors.manipulation import Factors, differences, section_profile
 from word_factors.protocols import evaluate
 from word_factors.questions import AnalogyTask, IndexedTask
 from word_factors.runs import Run, factor_names, fresh, open_run
@@ -70,6 +70,10 @@ def analogy(config: AnalogyConfig) -> int:
     rows += [("all, by section", "", *(table.macro(rule) for rule in shown))]
     optimistic = ", optimistic: fitted on what is tested" if table.optimistic else ""
     print_table(f"analogies, {config.protocol}{optimistic}", ("section", "questions", *shown), rows, config.quiet)
+    print_table(
+        "what sections move along: factors by t of the change of the code, over all pairs",
+        ("section", "factor", "name", "mean change", "t"), profile_rows(run, task), config.quiet,
+    )  # fmt: skip
     others = [(rule, table.micro(rule), table.macro(rule)) for rule in table.rules if rule not in shown]
     print_table("further rules", ("rule", "by question", "by section"), others, config.quiet)
     if not config.quiet:
@@ -99,6 +103,19 @@ def analogy(config: AnalogyConfig) -> int:
     return 0
 
 
+def profile_rows(run: Run, task: IndexedTask, most: int = 2) -> list[tuple[str, int, str, str, str]]:
+    """Of every section the factors with the largest t either way: mean and t of the change from left to right words."""
+    names = factor_names(run)
+    rows = []
+    for section in task.sections:
+        profile = section_profile(run.codes, section.pairs)
+        order = np.argsort(-profile.t, kind="stable")
+        for j in (*order[:most], *order[-most:]):
+            if profile.mean[j]:
+                rows.append((section.name, int(j), names[j], f"{profile.mean[j]:+.3f}", f"{profile.t[j]:+.1f}"))
+    return rows
+
+
 def named_sections(config: AnalogyConfig) -> dict[str, Named]:
     """`--named section=12+40` and `section=g3` as what `evaluate` takes.
 
@@ -109,11 +126,11 @@ def named_sections(config: AnalogyConfig) -> dict[str, Named]:
     for entry in config.named:
         section, _, what = entry.rpartition("=")
         parts = what.split("+")
-        if not section or not all(part.removeprefix("g").isdigit() for part in parts):
+        if not section or not all(part.removeprefix("g").isdecimal() for part in parts):
             raise UserError("--named", entry, "section=factor+factor or section=g<group>, e.g. gram4-superlative=12+40")
         groups = tuple(int(part[1:]) for part in parts if part.startswith("g"))
         chosen = tuple(int(part) for part in parts if not part.startswith("g"))
-        found[section] = Named(chosen, groups, config.gamma)
+        found[section] = Named(chosen, groups, 1.0 if config.gamma is None else config.gamma)
     return found
 
 
@@ -135,7 +152,7 @@ def explain(config: ExplainConfig) -> int:
     shared = [(j, names[j], f"{change:+.3f}") for j, change in found.shared]
     print_table("what both have in common", ("factor", "name", "smaller change"), shared, config.quiet)
     deltas = list(differences(run.codes, np.array([[a, b], [c, d]])))
-    out = config.out or run.folder / "figures" / f"explain-{'-'.join(words)}"
+    out = config.out or run.folder / "figures" / f"explain-{'-'.join(words)}".replace("/", "_")
     path = figures.analogy_difference(out, words, deltas, names, config.count)
     if not config.quiet:
         print(f"figure: {path}")

@@ -148,7 +148,8 @@ def explore(config: ExploreConfig) -> int:
 
 @app.verb(EvaluateConfig)
 def evaluate(config: EvaluateConfig) -> int:
-    """Measure a dictionary on its whole vocabulary: energy, signal to noise, sparsity, optimality, use of factors."""
+    """Measure a dictionary: sparsity, energy left over and use of factors on the whole vocabulary, energy and
+    optimality of training's codes on a sample of it."""
     from word_factors import commands
 
     return commands.evaluate(config)

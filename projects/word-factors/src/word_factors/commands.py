@@ -73,14 +73,19 @@ CURVE = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)  # weights of the activations
 def vectors(config: VectorsConfig) -> int:
     """`word-factors vectors`."""
     from word_factors.sources import corpus_of, trained_vectors
-    from word_factors.vectors import open_embedding, write_vectors
+    from word_factors.vectors import open_embedding, read_vectors, write_vectors
 
     out = fresh(config.out, config.force)
-    corpus = corpus_of(config, config.data_root)
+    corpus = None if config.vectors is not None else corpus_of(config, config.data_root)
     if corpus is not None:
+        if config.counts is not None:
+            raise UserError("--counts", config.counts, "a file of vectors: the corpus that is trained on is counted")
         embedding = trained_vectors(config, corpus, config.quiet)
+    elif config.vectors is not None:
+        embedding = read_vectors(config.vectors, limit=config.max_words, counts=config.counts, quiet=config.quiet)
     else:
-        embedding = open_embedding(config.data, data_root(config.data_root), config.max_words, quiet=config.quiet)
+        root = data_root(config.data_root)
+        embedding = open_embedding(config.data, root, config.max_words, counts=config.counts, quiet=config.quiet)
     write_vectors(embedding, out)
     if not config.quiet:
         print(f"{out}: {len(embedding):,} words, {embedding.dim} dimensions, counts from {embedding.counts_from}")
@@ -90,9 +95,12 @@ def vectors(config: VectorsConfig) -> int:
 def encode(config: EncodeConfig) -> int:
     """`word-factors encode`."""
     run = open_run(config.run, config.data_root, config.device, config.quiet)
-    out = config.out or run.folder / CODES_FILE
-    # The codes that the run keeps for itself are its own to renew.
-    if out != run.folder / CODES_FILE:
+    usual = run.folder / CODES_FILE
+    # Other verbs go by the codes that the run keeps for itself: looser or finer ones lie beside them.
+    out = config.out or (usual if config.tol == EncodeConfig.tol else run.folder / f"codes-{config.tol:g}.npz")
+    if out == usual and config.tol != EncodeConfig.tol:
+        raise UserError("--out", out, f"another file: the run's own codes are to a tolerance of {EncodeConfig.tol:g}")
+    if out != usual:
         fresh(out, config.force)
     model = run.model
     if config.vectors is not None:

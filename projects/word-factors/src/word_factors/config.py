@@ -36,7 +36,7 @@ class VectorFlags:
     corpus: Path | None = None
     """Instead of --data: a plain text file (.txt, .gz, .xz, .bz2), a line a paragraph; vectors are trained on it."""
     max_words: int | None = None
-    """Keep this many words, the most frequent."""
+    """Keep this many words: of a corpus the most frequent, of a file of vectors the first, which are that as a rule."""
     embedder: Embedder = "cbow"
     """How vectors are trained on a corpus."""
     dim: int = 100
@@ -171,6 +171,10 @@ TRAIN_PRESETS: dict[str, TrainConfig] = {
 class VectorsConfig(VectorFlags):
     """Flags of `vectors`."""
 
+    vectors: Path | None = None
+    """Instead of --data: a file of word vectors, to be written in another format."""
+    counts: Path | None = None
+    """How often its words are used: a corpus or a file with `word count` lines."""
     out: Path = Path("vectors.npz")
     """Where the vectors go: .npz, .txt or .vec (word2vec text), .bin (word2vec binary)."""
     data_root: Path | None = None
@@ -183,6 +187,14 @@ class VectorsConfig(VectorFlags):
     def __post_init__(self) -> None:
         self.check_vectors()
         check_choice("--out", self.out.suffix, (".npz", ".txt", ".vec", ".bin"))
+        if self.vectors is not None and self.corpus is not None:
+            raise UserError("--vectors and --corpus", [str(self.vectors), str(self.corpus)], "one of them")
+        if self.vectors is not None or (self.corpus is None and self.data in get_args(EmbeddingName)):
+            for field in ("embedder", "dim", "window", "vector_epochs", "min_count", "vector_seed", "vector_workers"):
+                value = getattr(self, field)
+                if value != getattr(VectorFlags, field):
+                    hint = "These vectors are there already."
+                    raise UserError("--" + field.replace("_", "-"), value, "vectors that are trained on a corpus", hint)
 
 
 @dataclass(frozen=True)
@@ -255,6 +267,7 @@ class FactorsConfig(RunChoice):
     """Replace an existing file."""
 
     def __post_init__(self) -> None:
+        check_range("--seed", self.seed, 0, 2**32 - 1)
         check_range("--count", self.count, 0)
         check_range("--words", self.words, 1)
         check_range("--min-rank", self.min_rank, 1)
@@ -299,8 +312,11 @@ class GroupsConfig(RunChoice):
     """Groups shown, the most used first; 0 for all."""
 
     def __post_init__(self) -> None:
+        check_range("--seed", self.seed, 0, 2**32 - 1)
         check_range("--groups", self.groups, 1)
         check_range("--neighbours", self.neighbours, 1)
+        if self.neighbours is not None and self.method == "hierarchical":
+            raise UserError("--neighbours", self.neighbours, "with --method spectral: a hierarchy has no edges to keep")
         check_range("--count", self.count, 0)
 
 
@@ -324,6 +340,7 @@ class ReliabilityConfig:
     """No progress bar, no table."""
 
     def __post_init__(self) -> None:
+        check_range("--seed", self.seed, 0, 2**32 - 1)
         if len(self.runs) < 2:
             raise UserError("runs", len(self.runs), "two run folders or more")
         check_range("--threshold", self.threshold, 0, 1)
@@ -349,6 +366,7 @@ class ClassesConfig(RunChoice):
     """Write the table to this JSON file."""
 
     def __post_init__(self) -> None:
+        check_range("--seed", self.seed, 0, 2**32 - 1)
         check_range("--splits", self.splits, 1)
 
 
@@ -365,8 +383,8 @@ class AnalogyConfig(RunChoice):
     optimistic; named: factors given by --named, nothing fitted."""
     named: tuple[str, ...] = ()
     """named: section=factor+factor or section=g<group>, e.g. gram4-superlative=12+40."""
-    gamma: float = 1.0
-    """named: how far along the factors."""
+    gamma: float | None = None
+    """named: how far along the factors. Default: 1."""
     splits: int = 4
     """heldout: times that the pairs are halved."""
     seed: int = 0
@@ -375,7 +393,11 @@ class AnalogyConfig(RunChoice):
     """Write the table to this JSON file."""
 
     def __post_init__(self) -> None:
+        check_range("--seed", self.seed, 0, 2**32 - 1)
         check_range("--splits", self.splits, 1)
+        check_range("--gamma", self.gamma, float("-inf"), float("inf"))
+        if self.gamma is not None and self.protocol != "named":
+            raise UserError("--gamma", self.gamma, "with --protocol named: others choose it on training pairs")
         if (self.protocol == "named") != bool(self.named):
             raise UserError("--named", list(self.named), "section=factors with --protocol named, and with no other")
 
@@ -422,6 +444,7 @@ class GenerateConfig(RunChoice):
     """Replace an existing file."""
 
     def __post_init__(self) -> None:
+        check_range("--seed", self.seed, 0, 2**32 - 1)
         if not self.factors and not self.groups:
             raise UserError("--factors", "none", "factor numbers (see `factors`), or --groups (see `groups`)")
         check_range("--low", self.low, 0, open_low=True)

@@ -18,41 +18,58 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+ROUGH = 1e-4  # tolerance of the codes that double precision begins with
 SWEEPS = 60  # of coordinate descent, before linear systems are tried
 SYSTEMS = 200  # linear systems a visit to a working set, at most
 
 
 def solve_words(
-    push: NDArray[np.floating], gram: NDArray[np.floating], lam: float, tol: float, rounds: int, threads: int
-) -> tuple[NDArray[np.floating], int]:
+    push: NDArray[np.floating],
+    gram: NDArray[np.floating],
+    lam: float,
+    tol: float,
+    rounds: int,
+    threads: int,
+    start: NDArray[np.floating] | None = None,
+) -> tuple[NDArray[np.floating], NDArray[np.floating], int]:
     """Codes of many words.
+
+    In double precision the codes in single precision are found first and then made exact: most of the time goes into
+    reading the Gram matrix, which is half as long there.
 
     Args:
         push: [B, K] Phi' x of every word. gram: [K, K] Phi' Phi, of the same type.
         lam: weight of the activations, positive. tol: largest violation of optimality, over lam.
         rounds: visits to the working set, at most. threads: that share the words.
+        start: [B, K] codes to begin with; default: zero.
 
-    Returns: alpha [B, K]; the most rounds that a word took.
+    Returns: alpha [B, K]; the violation of optimality [B] that is left, on all K factors; the most rounds that a word
+        took.
     """
-    alpha = np.zeros_like(push)
     if not len(push):
-        return alpha, 0
+        return np.zeros_like(push), np.zeros(0, push.dtype), 0
+    before = 0
+    if start is None and push.dtype == np.float64:
+        rough = max(tol, ROUGH)
+        start, _, before = solve_words(push.astype(np.float32), gram.astype(np.float32), lam, rough, rounds, threads)
+    alpha = np.zeros_like(push) if start is None else start.astype(push.dtype)
+    gaps = np.zeros(len(push), push.dtype)
     cuts = np.linspace(0, len(push), min(threads, len(push)) + 1).astype(int)
     parts = list(itertools.pairwise(cuts.tolist()))
 
     def share(part: tuple[int, int]) -> int:
         low, high = part
-        return int(_solve_rows(push[low:high], gram, lam, tol * lam, rounds, alpha[low:high]))
+        return int(_solve_rows(push[low:high], gram, lam, tol * lam, rounds, alpha[low:high], gaps[low:high]))
 
     if len(parts) == 1:
-        return alpha, share(parts[0])
+        return alpha, gaps, before + share(parts[0])
     with ThreadPoolExecutor(len(parts)) as pool:
-        return alpha, max(pool.map(share, parts))
+        return alpha, gaps, before + max(pool.map(share, parts))
 
 
 @numba.njit(cache=True, nogil=True)
-def _solve_rows(push, gram, lam, goal, rounds, alpha):  # pyright: ignore
-    """Fill alpha [B, K]; returns the most rounds of any row. goal: largest violation of optimality."""
+def _solve_rows(push, gram, lam, goal, rounds, alpha, gaps):  # pyright: ignore
+    """Improve alpha [B, K] and fill gaps [B]; returns the most rounds of any row. goal: largest violation."""
     K = push.shape[1]
     slack = np.empty(K, push.dtype)  # phi_j . r - lam
     chosen = np.empty(K, np.int64)  # the working set, its first s entries
@@ -63,7 +80,18 @@ def _solve_rows(push, gram, lam, goal, rounds, alpha):  # pyright: ignore
         inside[:] = False
         for j in range(K):
             slack[j] = push[row, j] - lam
-        values = np.zeros(0, np.float64)
+            if alpha[row, j] > 0:
+                chosen[size] = j
+                inside[j] = True
+                size += 1
+        values = np.empty(size, np.float64)
+        for i in range(size):
+            value = alpha[row, chosen[i]]
+            values[i] = value
+            alpha[row, chosen[i]] = 0
+            line = gram[chosen[i]]
+            for j in range(K):
+                slack[j] -= value * line[j]
         while True:
             worst = 0.0
             for j in range(K):
@@ -74,6 +102,7 @@ def _solve_rows(push, gram, lam, goal, rounds, alpha):  # pyright: ignore
                 excess = slack[chosen[i]]
                 stuck = max(stuck, abs(excess) if values[i] > 0 else excess)
             if max(worst, stuck) <= goal or used == rounds:
+                gaps[row] = max(worst, stuck)
                 break
             used += 1
             # Those that push hardest join; factors whose activation went back to zero leave, to keep the set small.

@@ -39,6 +39,7 @@ VECTOR_EPOCHS = {"cbow": 5, "sg": 5, "fasttext": 5, "glove": 15}  # of wiki44
 RECURS = 0.5  # cosine of activations from which on a factor counts as found in another embedding
 SIMPLE = ("raw", "pca", "rotation")
 LEARNED = ("ica", "spine", "sklearn")
+TEXT8 = ("text8", "text8.gz", "text8.xz", "text8.zip")  # under the data root
 BATS = ("word_benchmarks/BATS_3.0", "BATS_3.0")  # under the data root
 ANALOGY = ("man", "woman", "king", "queen")  # whose change of code is drawn
 
@@ -85,7 +86,13 @@ class WordFactorsStudy(Study):
     libraries: ClassVar[tuple[str, ...]] = ("gensim", "scikit-learn", "scipy", "numba")
 
     def cells(self, config: ReproduceConfig) -> list[Cell]:
+        from shared.data import data_root
+
         planned = factor_cells(config.preset)
+        if config.preset == "paper":  # frequencies from text8, as published; by rank where it is not at hand
+            root = data_root(config.data_root)
+            text8 = next((root / name for name in TEXT8 if (root / name).exists()), None)
+            planned["factors"] |= {} if text8 is None else {"counts": str(text8)}
         vectors = corpus_cells(config.preset) if config.preset in ("cpu", "gpu") else {}
         check_data({str(fields["data"]) for fields in (*planned.values(), *vectors.values())}, config)
         seeds = config.seeds or SEEDS[config.preset]

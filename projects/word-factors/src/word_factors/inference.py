@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -243,31 +243,42 @@ def solve(
     by_words = kernel == "words" or (kernel == "auto" and X.device.type != "cuda")
     gram = phi.T @ phi  # [K, K]
     parts: list[Tensor] = []
+    gaps: list[Tensor] = []
     rounds = 0
     for piece in X.split(chunk, dim=1):
         if by_words:
-            alpha, used = _solve_words(piece.T @ phi, gram, lam, tol, max_rounds)
+            alpha, gap, used = _solve_words(piece.T @ phi, gram, lam, tol, max_rounds)
+            gaps.append(gap)
         else:
             push = piece.T @ phi
             alpha, used = _solve_piece(push, gram, lam, tol, candidates, max_rounds)
             left = kkt_gap(alpha.T, (push - alpha @ gram).T, lam) > tol * lam
             if bool(left.any()):
-                alpha[left], more = _solve_words(push[left], gram, lam, tol, max_rounds)
+                alpha[left], _, more = _solve_words(push[left], gram, lam, tol, max_rounds)
                 used = max(used, more)
         parts.append(alpha)
         rounds = max(rounds, used)
     alpha = torch.cat(parts).T.contiguous() if parts else X.new_zeros(phi.shape[1], 0)
+    if (
+        gaps and X.device.type == "cpu"
+    ):  # the kernel has looked at all K factors; a code is sparse, and so is what rebuilds its vector
+        from scipy import sparse
+
+        rows: Any = sparse.csr_array(alpha.T.numpy())
+        made: Any = rows @ phi.T.numpy()
+        return Codes(alpha, X - torch.from_numpy(made).T, torch.cat(gaps), rounds)
     residual = X - phi @ alpha
     return Codes(alpha, residual, kkt_gap(alpha, phi.T @ residual, lam), rounds)
 
 
-def _solve_words(push: Tensor, gram: Tensor, lam: float, tol: float, max_rounds: int) -> tuple[Tensor, int]:
-    """alpha [B, K] from push [B, K] = X^T Phi, and the rounds it took; computed on the CPU."""
+def _solve_words(push: Tensor, gram: Tensor, lam: float, tol: float, max_rounds: int) -> tuple[Tensor, Tensor, int]:
+    """alpha [B, K] from push [B, K] = X^T Phi, what is left of the conditions [B], and the rounds it took; computed on
+    the CPU."""
     from word_factors.descent import solve_words  # late: numba takes half a second to import
 
     here, matrix = push.cpu().numpy(), gram.cpu().numpy()
-    alpha, rounds = solve_words(here, matrix, lam, tol, max_rounds, torch.get_num_threads())
-    return torch.from_numpy(alpha).to(push.device), rounds
+    alpha, gaps, rounds = solve_words(here, matrix, lam, tol, max_rounds, torch.get_num_threads())
+    return torch.from_numpy(alpha).to(push.device), torch.from_numpy(gaps).to(push.device), rounds
 
 
 def _solve_piece(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from word_factors.embedding import Embedding
 from word_factors.inference import ACTIVE, solve
 from word_factors.preprocess import Transform
 
+ENCODED = 2048  # words at a time
 KIND = "word-factors model"
 
 
@@ -87,7 +90,7 @@ class FactorModel:
         what: Sequence[str] | NDArray[np.float32] | None = None,
         *,
         tol: float = 1e-4,
-        batch_size: int = 2048,
+        batch_size: int = ENCODED,
         device: torch.device | str = "cpu",
         quiet: bool = True,
     ) -> sparse.csr_array:
@@ -106,14 +109,18 @@ class FactorModel:
         if isinstance(what, np.ndarray):
             if what.ndim != 2 or what.shape[1] != self.phi.shape[0]:
                 raise UserError("vectors", f"shape {what.shape}", f"[n, {self.phi.shape[0]}]")
-            x = self.transform.apply(what.astype(np.float32))
+            raw, rows = what, None
         else:
-            x = self.vectors(what)
+            embedding = self._attached()
+            raw, rows = embedding.vectors, None if what is None else embedding.rows(what)
+        count = len(raw) if rows is None else len(rows)
         phi = self.phi.to(device)
         parts, missed, worst = [], 0, 0.0
-        with tqdm(total=len(x), unit="word", desc="encode", disable=True if quiet else None) as bar:
-            for begin in range(0, len(x), batch_size):
-                piece = torch.from_numpy(x[begin : begin + batch_size]).to(device).T  # [d, B]
+        with tqdm(total=count, unit="word", desc="encode", disable=True if quiet else None) as bar:
+            for begin in range(0, count, batch_size):
+                part = slice(begin, begin + batch_size)
+                x = self.transform.apply(np.asarray(raw[part if rows is None else rows[part]], np.float32))
+                piece = torch.from_numpy(x).to(device).T  # [d, B]
                 found = solve(piece, phi, self.lam, tol)
                 missed += int((found.gap > tol * self.lam).sum())
                 worst = max(worst, float(found.gap.max()) / self.lam)
@@ -132,11 +139,17 @@ class FactorModel:
 
     def residual_share(self, codes: sparse.csr_array, words: Sequence[str] | None = None) -> NDArray[np.float32]:
         """[n] share of each preprocessed vector's energy that its code leaves over: what bars show as "other"."""
-        x = self.vectors(words)
-        made: NDArray[np.float32] = codes @ self.phi.numpy().T  # pyright: ignore[reportAssignmentType]
-        left = np.square(x - made).sum(axis=1)
-        whole = np.square(x).sum(axis=1)
-        return (left / np.where(whole == 0, 1, whole)).astype(np.float32)
+        embedding = self._attached()
+        rows = None if words is None else embedding.rows(words)
+        found = np.empty(codes.shape[0], np.float32)
+        phi = self.phi.numpy().T
+        for begin in range(0, len(found), ENCODED):
+            part = slice(begin, begin + ENCODED)
+            x = self.transform.apply(embedding.vectors[part if rows is None else rows[part]])
+            left = np.square(x - codes[part] @ phi).sum(axis=1)
+            whole = np.square(x).sum(axis=1)
+            found[part] = left / np.where(whole == 0, 1, whole)
+        return found
 
     def top_words(self, j: int, n: int = 10, codes: sparse.csr_array | None = None) -> list[tuple[str, float]]:
         """The n words in which factor j is most active, with their activations."""
@@ -205,7 +218,7 @@ def load_codes(path: Path) -> tuple[sparse.csr_array, str]:
         with np.load(path, allow_pickle=False) as file:
             codes = sparse.csr_array((file["data"], file["indices"], file["indptr"]), shape=tuple(file["shape"]))
             return codes, str(file["digest"])
-    except OSError:
+    except FileNotFoundError:
         raise UserError("codes", path, "a file that exists") from None
-    except (ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError("codes", path, "an npz file written by `word-factors encode`", str(error)) from None

@@ -165,15 +165,17 @@ class AnalogyTask:
     def in_vocabulary(self, embedding: Embedding, case_insensitive: bool = True) -> IndexedTask:
         """The questions whose words the embedding has, as rows, and a report of the others.
 
-        With `case_insensitive` the earliest row of a form (the most frequent, in a vocabulary in order of frequency)
-        stands for all its spellings, as in gensim's `evaluate_word_analogies`.
+        With `case_insensitive` the most frequent spelling of a form stands for all (ties: the earliest row, as in
+        gensim's `evaluate_word_analogies`, which takes the order of the rows for that of the frequencies).
 
         Raises:
             UserError: no question is left.
         """
         fold = form if case_insensitive else str
         first: dict[str, int] = {}
-        forms = np.array([first.setdefault(fold(word), row) for row, word in enumerate(embedding.words)], np.int64)
+        forms = np.empty(len(embedding), np.int64)
+        for row in np.argsort(-embedding.counts, kind="stable").tolist():
+            forms[row] = first.setdefault(fold(embedding.words[row]), row)
         indexed, coverage = [], []
         for section in self.sections:
             kept, report = _index(section, first, embedding, fold)
@@ -291,12 +293,12 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _section(name: str, lines: list[tuple[str, str, str, str]]) -> Section:
     """Recover the distinct pairs from questions, in order of first appearance."""
-    seen: dict[Pair, int] = {}
+    seen: dict[tuple[str, str], int] = {}
     questions = []
     for a, b, c, d in lines:
-        i = seen.setdefault(Pair(a, (b,)), len(seen))
-        questions.append((i, seen.setdefault(Pair(c, (d,)), len(seen))))
-    return Section(name, tuple(seen), tuple(questions))
+        i = seen.setdefault((a, b), len(seen))
+        questions.append((i, seen.setdefault((c, d), len(seen))))
+    return Section(name, tuple(Pair(left, (right,)) for left, right in seen), tuple(questions))
 
 
 def _index(

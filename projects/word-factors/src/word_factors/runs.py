@@ -58,9 +58,13 @@ class Run:
         dictionary."""
         path = self.folder / CODES_FILE
         if path.exists():
-            codes, digest = load_codes(path)
-            if digest == self.model.digest:
-                return codes
+            try:
+                codes, digest = load_codes(path)
+            except UserError as error:  # the run's own to renew
+                warnings.warn(f"{error} Computed again.", stacklevel=2)
+            else:
+                if digest == self.model.digest:
+                    return codes
         codes = self.model.encode(device=self.device, quiet=self.quiet)
         save_codes(codes, self.model.digest, path)
         return codes

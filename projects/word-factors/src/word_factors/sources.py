@@ -63,11 +63,14 @@ def open_source(config: TrainConfig, run: Path | None = None) -> Source:
         UserError: data that is missing or malformed; the weighting `corpus` without a corpus.
     """
     kept = run / VECTORS_FILE if run is not None else None
-    corpus = None if config.vectors is not None else corpus_of(config, config.data_root)
-    from word_factors.vectors import open_embedding, read_vectors
+    from word_factors.vectors import counts_of, is_count_list, open_embedding, read_counts, read_vectors
 
+    has_own = kept is not None and kept.exists()
+    # A run that holds its vectors needs the corpus no more, but to walk it.
+    wanted = config.vectors is None and (not has_own or config.weighting == "corpus")
+    corpus = corpus_of(config, config.data_root) if wanted else None
     trained = False
-    if kept is not None and kept.exists():
+    if kept is not None and has_own:
         embedding = read_vectors(kept, quiet=True)
         embedding = dataclasses.replace(embedding, name=_label(config), counts_from="corpus")
     elif config.vectors is not None:
@@ -75,8 +78,11 @@ def open_source(config: TrainConfig, run: Path | None = None) -> Source:
     elif corpus is not None:
         if kept is not None:
             warnings.warn(f"{kept} is gone: training its vectors again.", stacklevel=2)
+        known = None if config.counts is None else read_counts(config.counts)  # refused before minutes of training
         embedding, trained = trained_vectors(config, corpus, config.quiet), True
         embedding = dataclasses.replace(embedding, name=_label(config))
+        if known is not None:
+            embedding = dataclasses.replace(embedding, counts=counts_of(list(embedding.words), known))
     else:
         root = data_root(config.data_root)
         embedding = open_embedding(config.data, root, config.max_words, counts=config.counts, quiet=config.quiet)
@@ -87,6 +93,10 @@ def open_source(config: TrainConfig, run: Path | None = None) -> Source:
         if corpus is None and config.counts is not None:
             from word_factors.corpus import read_corpus
 
+            if is_count_list(config.counts):
+                raise UserError(
+                    "--counts", config.counts, "running text, which --weighting corpus walks", "It is a list."
+                )
             corpus = read_corpus(config.counts)
         if corpus is None:
             hint = "It walks the running text: name a corpus by --data, --corpus or --counts."

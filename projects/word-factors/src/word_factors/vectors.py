@@ -10,6 +10,7 @@ import io
 import pickle
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -127,7 +128,7 @@ def read_vectors(
     words, vectors, own = _reader(path)(path, limit, quiet)
     source: CountsFrom
     if counts is not None:
-        found, source = _counts_of(words, counts), "corpus"
+        found, source = counts_of(words, counts), "corpus"
     elif own is not None:
         found, source = own, "vectors"
     else:
@@ -220,7 +221,7 @@ def _read_npz(path: Path, limit: int | None, quiet: bool) -> _Read:
                     raise UserError(f"{path}, array", name, file.files, f"It holds {', '.join(file.files)}.")
             vectors, words = file["vectors"], file["words"]
             counts = file["counts"] if "counts" in file.files else None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         # Object arrays are pickles, and raise here.
         raise UserError("vectors", path, "an npz file of plain arrays", str(error)) from error
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu" or words.ndim != 1 or words.dtype.kind != "U":
@@ -298,7 +299,7 @@ def _own_counts(path: Path, counts: NDArray[Any]) -> NDArray[np.float64]:
     return counts.astype(np.float64)
 
 
-def _counts_of(words: list[str], counts: Path | Mapping[str, float]) -> NDArray[np.float64]:
+def counts_of(words: list[str], counts: Path | Mapping[str, float]) -> NDArray[np.float64]:
     table = counts if isinstance(counts, Mapping) else read_counts(counts)
     found = np.array([table.get(word, 0) for word in words], dtype=np.float64)
     if not (np.isfinite(found) & (found >= 0)).all():
@@ -308,6 +309,19 @@ def _counts_of(words: list[str], counts: Path | Mapping[str, float]) -> NDArray[
         where = "the mapping" if isinstance(counts, Mapping) else counts
         raise UserError("--counts", where, "a corpus that uses words of the embedding", "Not one is in it.")
     return np.where(found == 0, UNSEEN, found)
+
+
+def is_count_list(source: Path) -> bool:
+    """Whether a file is a list of counts: its first 20 lines are each two fields, the second a whole number.
+
+    Raises:
+        UserError: no such file, or one that cannot be read.
+    """
+    if not source.is_file():
+        raise UserError("--counts", source, "a file that exists")
+    with open_decompressed(source) as file:
+        lines = [line.split() for line in islice(iter(lambda: file.readline(1 << 16), b""), 20)]
+    return bool(lines) and all(len(line) == 2 and line[1].isdigit() for line in lines)
 
 
 def read_counts(source: Path | Corpus) -> Mapping[str, float]:
@@ -320,11 +334,7 @@ def read_counts(source: Path | Corpus) -> Mapping[str, float]:
     """
     if isinstance(source, Corpus):
         return count_words(source)
-    if not source.is_file():
-        raise UserError("--counts", source, "a file that exists")
-    with open_decompressed(source) as file:
-        lines = [line.split() for line in islice(iter(lambda: file.readline(1 << 16), b""), 20)]
-    if not lines or not all(len(line) == 2 and line[1].isdigit() for line in lines):
+    if not is_count_list(source):
         return count_words(read_corpus(source))
     table: dict[str, float] = {}
     # A list of counts has the grammar of vectors of one coordinate, but counts of 0 are sound in it.
