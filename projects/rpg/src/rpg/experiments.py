@@ -28,7 +28,7 @@ RINGS = (100, 300, 1000, 3000, 10000)  # M of experiment A
 REUSED = (300, 1000, 3000, 10000)
 # Hidden width of the narrow perceptrons and the ring they stand beside: 807, 3,210, 9,706 and 29,962 parameters.
 NARROW = {1: 1000, 4: 3000, 12: 10000, 36: None}
-RING_RATES = (6e-2, 1.2e-1, 2e-1, 4e-1)
+RING_RATES = (6e-2, 1.2e-1, 2e-1, 4e-1, 8e-1)
 OWN_RATES = (1e-3, 3e-3, 1e-2)
 WON = (1.2e-1,), (3e-3,)  # on MNIST-5k: best of the rings' rates at M = 3,000, best of the plain networks' throughout
 CONV_RATE = 0.1  # the specified peak of the one-cycle schedule
