@@ -17,6 +17,7 @@ from rpg.baseline_names import BASELINES
 from rpg.cli import app, main
 from rpg.commands import sweep_cells
 from rpg.config import TRAIN_PRESETS, SweepConfig
+from rpg.data.names import CIFAR10
 from rpg.hosts.names import HOST_DESCRIPTIONS
 from rpg.tasks import NetworkTask
 from rpg.train import train
@@ -278,3 +279,69 @@ def test_results_of_another_shape_are_refused_by_their_path(tmp_path: Path, caps
     (tmp_path / "study" / "cells" / "a.json").write_text('{"name": ')
     assert main(["plot", str(tmp_path / "study")]) == 2
     assert "a.json" in capsys.readouterr().err
+
+
+def test_verbs_work_on_the_weights_that_train_reported(tmp_path: Path) -> None:
+    run = tmp_path / "pruned"
+    flags = ["--preset", "smoke", "--device", "cpu", "--quiet", "--method", "pruned", "--compression", "200"]
+    assert main(["train", *flags, "--out", str(run)]) == 0
+    ended = json.loads((run / "summary.json").read_text())["metrics"]["accuracy"]
+    assert main(["evaluate", str(run), "--device", "cpu", "--quiet", "--out", str(tmp_path / "e.json")]) == 0
+    assert json.loads((tmp_path / "e.json").read_text())["metrics"]["accuracy"] == pytest.approx(ended)
+    assert main(["evaluate", str(run), "--device", "cpu", "--which", "best"]) == 2  # perhaps from before it pruned
+
+
+def test_a_sweep_runs_its_cells_whole_and_tells_data_apart(tmp_path: Path) -> None:
+    small = SweepConfig(steps=5, seeds=1, max_minutes=0.01)
+    assert all("max_minutes" not in cell.settings for cell in sweep_cells(small))
+    keys = []
+    for number in (3, 4):
+        root = tmp_path / str(number)
+        for part in ("train", "test"):
+            for name in CIFAR10:
+                (root / "cifar10" / part / name).mkdir(parents=True)
+        (root / "cifar10" / "train" / CIFAR10[0] / "x.png").write_bytes(b"x" * number)
+        (root / "cifar10" / "train" / f"note{number}").write_bytes(b"x" * number)
+        cells = sweep_cells(SweepConfig(steps=5, seeds=1, data="cifar10", data_root=root))
+        keys.append([cell.key() for cell in cells])
+    assert not set(keys[0]) & set(keys[1])
+
+
+def test_another_recipe_brings_its_own_rates(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = ["--host", "mlp", "--recipe", "adam", "--ring-init", "unit", "--ring-size", "3000", "--steps", "2"]
+    assert main(["train", *flags, "--device", "cpu", "--quiet", "--out", str(run)]) == 0
+    saved = json.loads((run / "config.json").read_text())
+    assert (saved["recipe"], saved["lr"], saved["ring_lr"]) == ("adam", None, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["sweep", "--plan", "hash"], "--plan"),
+        (["sweep", "--method", "vanilla"], "--method"),
+        (["sweep", "--scope", "layer"], "--scope"),
+        (["key", "--key", "5"], "--key"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_places_that_cannot_be_written_are_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for verb in ("prune", "export", "quantize"):
+        assert main([verb, str(run), "--device", "cpu", "--out", str(tmp_path / "file" / "x.pt")]) == 2
+        assert "--out" in capsys.readouterr().err
+    assert main(["prune", str(run), "--device", "cpu", "--target", "host", "--finetune-epochs", "3"]) == 2
+    for content in ("[1]", '{"member": "rpg", "seed": null}'):
+        other = tmp_path / "other"
+        other.mkdir(exist_ok=True)
+        (other / "config.json").write_text(content)
+        assert main(["evaluate", str(other)]) == 2
+        assert "Traceback" not in capsys.readouterr().err

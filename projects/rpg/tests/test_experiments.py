@@ -45,7 +45,13 @@ def invented(cell: Cell) -> dict[str, Any]:
     values = {"accuracy": accuracy} | {f"{name}_accuracy": accuracy / 2 for name in (*names, *shares)}
     sizes = {"generated": 10_000, "ring": ring, "parameters": 1000 + ring, "mflops": 1.0}
     rates = {"lr": settings.lr or 0.1, "ring_lr": settings.ring_lr or settings.lr or 0.1, "data": settings.data}
-    other = {"pckh": 0.5, "depth_error": 1 / accuracy, "generation_share": 0.01, "inference_ms": 1.0}
+    other = {
+        "pckh": 0.5,
+        "depth_error": 1 / accuracy,
+        "normals_degrees": 20.0,
+        "generation_share": 0.01,
+        "inference_ms": 1.0,
+    }
     return {**values, **sizes, **rates, **other, "curve": [[1, 2.0], [2, 1.0]]}
 
 

@@ -675,3 +675,19 @@ def test_layers_start_as_suits_their_host(host: str, size: int, expected: Any) -
         wanted = expected(slot.name, slot.shape)
         assert ring.scales[slot.layer] * ring.std == pytest.approx(wanted), slot.name
         assert weights[slot.name].std().item() == pytest.approx(wanted, rel=0.15), slot.name
+
+
+def test_a_copy_of_a_compiled_model_is_called_by_itself() -> None:
+    import pickle
+
+    model = RPGModel(make_host("mlp", in_channels=1, image_size=8), dof_ratio=0.25)
+    x = torch.randn(2, 1, 8, 8)
+    model.compile(backend="eager")
+    expected = model(x)
+    twin, again = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    torch.testing.assert_close(again(x), expected)
+    with torch.no_grad():
+        for ring in twin.ring_parameters():
+            ring.zero_()
+    assert not torch.allclose(twin(x), expected)
+    torch.testing.assert_close(model(x), expected)

@@ -131,15 +131,18 @@ class Cell:
         name: what it is, the same for all its seeds: `mlp even M=3000`.
         settings: everything that decides the outcome but the seed, as JSON values.
         seed: the seed.
+        data: what tells the data at hand from another copy; empty where they are always the same.
     """
 
     name: str
     settings: Mapping[str, Any]
     seed: int
+    data: str = ""
 
     def key(self) -> str:
         """File name under which the outcome is kept: another setting is another file."""
-        content = json.dumps([self.name, dict(self.settings), self.seed], sort_keys=True, default=str)
+        parts: list[Any] = [self.name, dict(self.settings), self.seed, *([self.data] if self.data else [])]
+        content = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(content.encode()).hexdigest()[:20]
 
 
@@ -302,7 +305,7 @@ class ReproduceConfig:
 
 def reproduce(study: Study, config: ReproduceConfig) -> int:
     """Run what a preset needs, judge the claims, write results and figures. Returns the exit code: 1 if a gated
-    claim failed, or could not be judged although its data were there.
+    claim failed, or could not be judged although its data were there, or cells did not finish.
 
     A run of less than the preset (`--only`, fewer seeds, unfinished cells, data that the committed results had)
     goes to `--out` and leaves the committed results as they are.
@@ -360,7 +363,7 @@ def reproduce(study: Study, config: ReproduceConfig) -> int:
             if row["gated"] and row["threshold"] is not None and row["verdict"] == "not-run" and not row["absent"]:
                 print(f"not judged: claim {row['id']} asks for {row['reason']}", file=sys.stderr)
                 bad.append(row)
-    return 1 if bad or failed else 0
+    return 1 if bad or failed or len(finished) < len(cells) else 0
 
 
 def lesser(

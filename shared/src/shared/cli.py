@@ -254,7 +254,11 @@ def _own_refusals() -> Iterator[None]:
 
 
 def _make_room(default: Any, arguments: Sequence[str]) -> Any:
-    """A flag that excludes others takes the place of what the preset says for them."""
+    """A flag that excludes others takes the place of what the preset says for them; and what a preset says to go with
+    one value of a flag (`unset_by`: flag -> fields) does not stay where another value is given."""
+    for name, others in getattr(default, "unset_by", {}).items():
+        if _given(arguments, "--" + name.replace("_", "-")):
+            default = dataclasses.replace(default, **dict.fromkeys(others))
     for group in getattr(default, "exclusive", ()):
         flags = {name: "--" + name.replace("_", "-") for name in group}
         given = [name for name, flag in flags.items() if _given(arguments, flag)]

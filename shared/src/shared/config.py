@@ -210,6 +210,11 @@ def from_json(kind: type[Config], values: Mapping[str, Any], where: str = "confi
     for name in values:
         check_choice(f"{where}: field", name, fields)
     values = {name: value for name, value in values.items() if fields[name].init}
+    for name, value in values.items():
+        if value is None and type(None) not in typing.get_args(hints[name]):
+            raise UserError(
+                f"{where}: {name}", "null", f"a value of type {getattr(hints[name], '__name__', hints[name])}"
+            )
     try:
         return kind(**{name: _cast(value, hints[name]) for name, value in values.items()})
     except UserError:

@@ -164,7 +164,10 @@ def check_same_run(folder: Path, member: str, config: RunConfig) -> None:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise UserError("run folder", path, "a mapping of flags, written by `train`")
+        return found
     except OSError:
         raise UserError("run folder", folder, "a folder that holds config.json, written by `train`") from None
     except json.JSONDecodeError as error:

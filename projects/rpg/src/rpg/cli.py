@@ -26,6 +26,7 @@ from rpg.data.names import DESCRIPTIONS as DATA_DESCRIPTIONS
 from rpg.hosts.names import HOST_DESCRIPTIONS
 from shared.claims import ReproduceConfig
 from shared.cli import App, BenchConfig
+from shared.config import UserError
 
 app = App("rpg", "Recurrent Parameter Generators: networks whose weights come from a ring (arXiv 2107.07110).")
 
@@ -117,6 +118,8 @@ def key(config: KeyConfig) -> int:
     Without flags: prints a new random key for `train --key`. See `rpg.security` for what a key protects and what not.
     """
     if config.run is None and config.model_file is None:
+        if config.key is not None:
+            raise UserError("--key", config.key, "with --run or --model-file: without them a new key is made")
         from rpg.security import make_key  # needs no torch
 
         print(make_key())

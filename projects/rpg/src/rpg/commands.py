@@ -23,6 +23,7 @@ from rpg.config import (
     SweepConfig,
     TrainConfig,
 )
+from rpg.data.names import fingerprint
 from rpg.flops import macs
 from rpg.networks import Shape, build_network
 from rpg.plan import PERMUTED
@@ -33,7 +34,8 @@ from shared.checkpoint import save_atomically
 from shared.claims import Cell, Outcomes, ReproduceConfig, Study, run_cells
 from shared.cli import print_table
 from shared.config import UserError, check_choice, from_json, to_json
-from shared.run import write_json
+from shared.data import data_root
+from shared.run import write_json, writing
 
 
 def free_path(path: Path, force: bool) -> Path:
@@ -44,7 +46,8 @@ def free_path(path: Path, force: bool) -> Path:
     """
     if path.exists() and not force:
         raise UserError("--out", path, "a file that does not exist yet", "Replace it by --force.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path, "--out"):
+        path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
@@ -160,7 +163,7 @@ class SweepStudy(Study):
 
 def sweep_cells(config: SweepConfig) -> list[Cell]:
     """The grid of a sweep. Impossible combinations are refused before anything runs."""
-    circumstances = {"seed", "out", "resume", "device", "data_root", "quiet", "force", "devices"}
+    circumstances = {"seed", "out", "resume", "device", "data_root", "quiet", "force", "devices", "max_minutes"}
     base = {
         field.name: value
         for field in dataclasses.fields(TrainConfig)
@@ -184,7 +187,8 @@ def sweep_cells(config: SweepConfig) -> list[Cell]:
         except UserError as error:
             raise UserError(f"sweep, {name}", error.value, error.valid) from error
     seeds = range(config.seed, config.seed + config.seeds)
-    return [Cell(name, fields, seed) for name, fields in cells.items() for seed in seeds]
+    data = fingerprint(config.data, data_root(config.data_root))
+    return [Cell(name, fields, seed, data) for name, fields in cells.items() for seed in seeds]
 
 
 def _ring_cells(config: SweepConfig, stem: str, shared: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -260,10 +264,9 @@ def prune(config: PruneConfig) -> int:
     else:
         masks = compress.prune_ring(model, config.fraction)
         rows.append(("accuracy after, at once", images.measure()["accuracy"]))
-        if config.finetune_epochs:
-            rows.append(
-                (f"after {config.finetune_epochs:g} epochs", finetune(images, model, masks, config.finetune_epochs))
-            )
+        epochs = 1.0 if config.finetune_epochs is None else config.finetune_epochs
+        if epochs:
+            rows.append((f"after {epochs:g} epochs", finetune(images, model, masks, epochs)))
         rows.append(("free parameters after", f"{compress.remaining_dof(model):,}"))
         compress.save_pruned(model, out)
     rows.append(("file", f"{out}, {out.stat().st_size:,} bytes"))

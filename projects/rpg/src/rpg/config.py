@@ -34,6 +34,7 @@ class TrainConfig(RunConfig):
         *RunConfig.exclusive,
         ("compression", "dof_ratio", "ring_size"),
     )
+    unset_by: ClassVar[dict[str, tuple[str, ...]]] = {"recipe": ("lr", "ring_lr", "weight_decay")}
 
     data: DataName = "mnist5k"
     """Data set; mnist5k and digits are embedded, the others lie under --data-root."""
@@ -198,8 +199,9 @@ class RunChoice:
 
     run: Path
     """Run folder, written by `train`."""
-    which: Literal["best", "newest"] = "best"
-    """Which checkpoint."""
+    which: Literal["best", "newest"] = "newest"
+    """Checkpoint: newest, the run's last weights, those of `train`'s table and model.pt; best, the one with the highest
+    test accuracy, which flatters, for it was chosen by it."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     data_root: Path | None = None
@@ -226,8 +228,8 @@ class PruneConfig(RunChoice):
     """Share that goes, smallest magnitudes first."""
     target: Literal["ring", "host"] = "ring"
     """ring: numbers of the ring (fewer free parameters); host: generated weights (fewer multiply-adds)."""
-    finetune_epochs: float = 1.0
-    """Epochs of further training with pruned ring numbers held at zero; 0 for none."""
+    finetune_epochs: float | None = None
+    """ring: epochs of further training with pruned numbers held at zero; 0 for none. Default: 1."""
     out: Path | None = None
     """Where the pruned model file goes. Default: <run>/pruned.pt."""
     force: bool = False
@@ -236,6 +238,10 @@ class PruneConfig(RunChoice):
     def __post_init__(self) -> None:
         check_range("--fraction", self.fraction, 0, 1, open_high=True)
         check_range("--finetune-epochs", self.finetune_epochs, 0)
+        if self.target == "host" and self.finetune_epochs is not None:
+            raise UserError(
+                "--finetune-epochs", self.finetune_epochs, "with --target ring: masks of weights are not held"
+            )
 
 
 @dataclass(frozen=True)
@@ -258,7 +264,7 @@ class ExportConfig(RunChoice):
     """Flags of `export`."""
 
     out: Path | None = None
-    """Where the file goes. Default: <run>/dense.pt or <run>/model.pt."""
+    """Where the file goes. Default: <run>/dense.pt or <run>/compact.pt."""
     form: Literal["dense", "compact"] = "dense"
     """dense: the host's state dict, for use without this package; compact: rings, own parameters and the plan's
     specification."""
@@ -303,7 +309,16 @@ class InspectConfig(TrainConfig):
 
 
 RATIOS = (1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 64, 1 / 256, 1 / 1024)
-SWEPT = ("compression", "dof_ratio", "ring_size", "resume", "devices")  # of `train`'s fields, those a sweep sets itself
+SWEPT = (
+    "compression",
+    "dof_ratio",
+    "ring_size",
+    "resume",
+    "devices",
+    "plan",
+    "method",
+    "scope",
+)  # of `train`'s fields, those a sweep sets itself
 
 
 @dataclass(frozen=True)
@@ -316,6 +331,12 @@ class SweepConfig(TrainConfig):
     """Not for a sweep: the same command (the same --out) goes on with what is not finished."""
     devices: int = field(default=1, init=False)
     """Not for a sweep: --jobs runs several of its runs at a time."""
+    plan: PlanName = field(default="even", init=False)
+    """Not for a sweep: --plans."""
+    method: Method = field(default="rpg", init=False)
+    """Not for a sweep: --methods."""
+    scope: Scope = field(default="global", init=False)
+    """Not for a sweep: --scopes."""
     ratios: tuple[float, ...] | None = None
     """M / N. Default: 1, 1/2, 1/4, 1/8, 1/16, 1/64, 1/256, 1/1024."""
     ring_sizes: tuple[int, ...] | None = None

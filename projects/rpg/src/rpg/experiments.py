@@ -28,6 +28,7 @@ RINGS = (100, 300, 1000, 3000, 10000)  # M of experiment A
 REUSED = (300, 1000, 3000, 10000)
 # Hidden width of the narrow perceptrons and the ring they stand beside: 807, 3,210, 9,706 and 29,962 parameters.
 NARROW = {1: 1000, 4: 3000, 12: 10000, 36: None}
+MULTITASK = ("multitask vanilla", "multitask reuse", "multitask reuse-bn", "multitask even")  # from worst to best
 RING_RATES = (6e-2, 1.2e-1, 2e-1, 4e-1, 8e-1)
 OWN_RATES = (1e-3, 3e-3, 1e-2)
 WON = (1.2e-1,), (3e-3,)  # on MNIST-5k: best of the rings' rates at M = 3,000, best of the plain networks' throughout
@@ -187,7 +188,7 @@ class RpgStudy(Study):
     libraries: ClassVar[tuple[str, ...]] = ("mlxtend", "scikit-learn")
 
     def cells(self, config: ReproduceConfig) -> list[Cell]:
-        from rpg.data.names import present
+        from rpg.data.names import fingerprint, present
         from shared.data import data_root
 
         root = data_root(config.data_root)
@@ -222,7 +223,8 @@ class RpgStudy(Study):
             if "steps" in fields:  # held-out metrics are wanted at the end only
                 fields["eval_every"] = fields["steps"]
         seeds = range(config.seeds or SEEDS[config.preset])
-        cells = [Cell(name, fields, seed) for name, fields in planned.items() for seed in seeds]
+        prints = {data: fingerprint(data, root) for data in {fields["data"] for fields in planned.values()}}
+        cells = [Cell(name, fields, seed, prints[fields["data"]]) for name, fields in planned.items() for seed in seeds]
         # Long cells first, so that no core waits for the last of them.
         return sorted(cells, key=lambda cell: not cell.name.startswith(("conv", "resnet")))
 
@@ -322,9 +324,8 @@ class RpgStudy(Study):
             "int8-grouped-loss": partial(lost, metric="int8_grouped_accuracy"),
             "generation-share": lambda o: o.values("timing resnet18 even 1/5", "generation_share"),
             "resnet18-log-r2": resnet_r2,
-            "rooms-order": partial(
-                ordered, names=("multitask vanilla", "multitask reuse", "multitask reuse-bn", "multitask even")
-            ),
+            "rooms-order": partial(ordered, names=MULTITASK, metric="depth_error"),
+            "rooms-normals-order": partial(ordered, names=MULTITASK, metric="normals_degrees"),
             "cifar10-depth": partial(
                 difference, left="cifar10 resnet34 even M=500000", right="cifar10 resnet18 even M=500000"
             ),
@@ -376,7 +377,7 @@ class RpgStudy(Study):
             rates = sorted({rate for row in grid.values() for rate in row})
             body = [(stem, *(f"{100 * row[r]:.1f}" if r in row else "" for r in rates)) for stem, row in grid.items()]
             tables["Mean accuracy (%) over learning rates"] = (("method", *(f"{r:g}" for r in rates)), body)
-        for prefix, metric in (("mpii", "pckh"), ("multitask", "depth_error")):
+        for prefix, metric in (("mpii", "pckh"), ("multitask", "depth_error"), ("multitask", "normals_degrees")):
             names = [name for name in outcomes.names() if name.startswith(prefix + " ")]
             body = [
                 (
@@ -389,7 +390,10 @@ class RpgStudy(Study):
             ]
             if body:
                 label = outcomes.raw(names[0])[0]["data"]
-                tables[f"{prefix} on {label}"] = (("method", "parameters", "MFLOPs", metric, "per seed"), body)
+                tables[f"{prefix} on {label}: {metric}"] = (
+                    ("method", "parameters", "MFLOPs", metric, "per seed"),
+                    body,
+                )
         for prefix in ("conv cifar10", "cifar10", "cifar100"):
             names = [name for name in outcomes.names() if name.startswith(prefix + " ")]
             if names:
@@ -586,9 +590,9 @@ def resnet_r2(outcomes: Outcomes) -> list[float]:
     return [float(np.corrcoef(logs, accuracy[:, seed])[0, 1] ** 2) for seed in range(accuracy.shape[1])]
 
 
-def ordered(outcomes: Outcomes, names: Sequence[str]) -> list[float]:
-    """Fraction of neighbours in the list whose depth error falls, a seed: 1 where the order is the paper's."""
-    errors = [outcomes.values(name, "depth_error") for name in names]
+def ordered(outcomes: Outcomes, names: Sequence[str], metric: str) -> list[float]:
+    """Fraction of neighbours in the list whose error falls, a seed: 1 where the order is the paper's."""
+    errors = [outcomes.values(name, metric) for name in names]
     pairs = list(pairwise(errors))
     return [sum(a[seed] > b[seed] for a, b in pairs) / len(pairs) for seed in range(len(errors[0]))]
 

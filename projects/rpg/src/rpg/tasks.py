@@ -89,7 +89,9 @@ class NetworkTask(Task):
     def start(self, loop: Loop) -> None:
         self.loop, self.device = loop, loop.device
         self.network = self.make_network()
-        self.module = self.network.module.to(self.device, memory_format=torch.channels_last)  # pyright: ignore
+        self.module = self.network.module.to(self.device)
+        if pays(self.device, self.shape().size):
+            self.module = self.module.to(memory_format=torch.channels_last)  # pyright: ignore
         defaults = DEFAULTS[self.config.recipe]
         self.lr = self.config.lr if self.config.lr is not None else defaults.lr
         decay = self.config.weight_decay if self.config.weight_decay is not None else defaults.weight_decay
@@ -299,9 +301,14 @@ class Images(NetworkTask):
         return {"accuracy": float(right) / count, "top5": float(top5) / count, "loss": float(loss) / count}
 
 
+def pays(device: torch.device, size: int) -> bool:
+    """Whether channels come last in memory: a quarter less time a step on the CPU, more on tensor cores. Not for large
+    images on the CPU, where torch crashes on convolutions of few channels so laid out."""
+    return device.type != "cpu" or size <= 64
+
+
 def _channels_last(x: Tensor) -> Tensor:
-    # A quarter less time a step on the CPU, more on tensor cores.
-    return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=torch.channels_last) if pays(x.device, x.shape[-1]) else x
 
 
 class Folders(Images):

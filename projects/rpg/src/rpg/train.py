@@ -18,7 +18,7 @@ from rpg.data.images import ImageData
 from rpg.flops import macs
 from rpg.networks import Network
 from rpg.security import KEYS, with_key
-from rpg.tasks import Images, NetworkTask, make_task
+from rpg.tasks import Images, NetworkTask, make_task, pays
 from rpg.wrap import RPGModel
 from shared.checkpoint import save_atomically
 from shared.cli import override, print_table
@@ -92,7 +92,7 @@ def account(task: NetworkTask) -> list[tuple[str, object]]:
 
 
 def open_run(
-    folder: Path, which: str = "best", device: str = "auto", data_root: Path | None = None
+    folder: Path, which: str = "newest", device: str = "auto", data_root: Path | None = None
 ) -> tuple[NetworkTask, Loop, int]:
     """A trained run's task with its checkpoint loaded: (task, loop, step).
 
@@ -100,6 +100,9 @@ def open_run(
         UserError: no run there, no checkpoint, missing data.
     """
     saved = saved_config(folder, TrainConfig, MEMBER)
+    if which == "best" and saved.method == "pruned":
+        hint = "The best checkpoint of a run that prunes may be from before it did."
+        raise UserError("--which", which, "newest", hint)
     config = override(saved, device=device, data_root=data_root or saved.data_root, resume=None, quiet=True, devices=1)
     task = make_task(config)
     loop = Loop(task, config, MEMBER, folder=False)
@@ -186,7 +189,8 @@ def inference_milliseconds(task: NetworkTask, images: int = 100, repeats: int = 
     shape, module = task.shape(), task.module
     module.eval()
     x = torch.zeros(images, shape.channels, shape.size, shape.size, device=task.device)
-    x = x.contiguous(memory_format=torch.channels_last)
+    if pays(task.device, shape.size):
+        x = x.contiguous(memory_format=torch.channels_last)
     times = []
     for _ in range(repeats + 1):
         timer = Timer(task.device)

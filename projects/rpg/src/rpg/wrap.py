@@ -387,7 +387,8 @@ class RPGModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         self.detach()  # generated weights are no leaves: they cannot be copied, and need not be
-        return {**self.__dict__}
+        # torch's compiled call belongs to this very object: a copy that kept it would go on calling the original.
+        return {name: value for name, value in self.__dict__.items() if name != "_compiled_call_impl"}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RPGModel:
         state = self.__getstate__()

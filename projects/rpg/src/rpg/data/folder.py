@@ -10,6 +10,7 @@ import numpy as np
 from torch.utils.data import Subset
 
 from rpg.data.augment import KINDS
+from rpg.data.files import open_image
 from rpg.data.images import balanced
 from rpg.data.names import PLACES
 from shared.config import UserError, check_choice
@@ -27,6 +28,11 @@ class FolderData:
     plain: Any  # the training images as they are tested
     classes: tuple[str, ...]
     label: str
+
+
+def _picture(path: str) -> Any:
+    """An image in colour, refused by its path where it cannot be read."""
+    return open_image(Path(path)).convert("RGB")
 
 
 def imagefolder(
@@ -71,7 +77,8 @@ def imagefolder(
     flipped = [] if augment == "none" else [T.RandomHorizontalFlip()]
     on_train, on_test = T.Compose([*cut, *flipped, *tail]), T.Compose([*centre, *tail])
     try:
-        parts = [ImageFolder(str(train), on_train), ImageFolder(str(test), on_test), ImageFolder(str(train), on_test)]
+        places = ((train, on_train), (test, on_test), (train, on_test))
+        parts = [ImageFolder(str(place), transform, loader=_picture) for place, transform in places]
     except FileNotFoundError as error:
         raise UserError("image folders", train.parent, "at least one image in every class", str(error)) from None
     label = "image folders"

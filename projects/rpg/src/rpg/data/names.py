@@ -81,6 +81,20 @@ SHAPES: dict[DataName, tuple[int, int, int]] = {
 }
 
 
+def fingerprint(name: DataName, root: Path) -> str:
+    """What tells one copy of a data set from another, cheaply: the place and the sizes of its files. Empty for embedded
+    ones, which are always the same."""
+    if name in EMBEDDED:
+        return ""
+    place = next((place for place in PLACES[name] if (root / place).exists()), None)
+    if place is None:
+        return "absent"
+    found = root / place
+    files = [found] if found.is_file() else sorted(path for path in found.iterdir() if not path.name.startswith("."))
+    sizes = [f"{path.name}:{path.stat().st_size if path.is_file() else len(list(path.iterdir()))}" for path in files]
+    return f"{place} {' '.join(sizes)}"
+
+
 def present(name: DataName, root: Path) -> bool:
     """Whether a data set is embedded or lies under the data root."""
     return name in EMBEDDED or any((root / place).exists() for place in PLACES[name])

@@ -184,16 +184,35 @@ def mpii(root: Path, size: int = 256, *, max_train: int | None = None, max_test:
     except json.JSONDecodeError as error:
         raise UserError("annotations", path, "valid JSON", str(error)) from None
     people = people["root"] if isinstance(people, dict) and "root" in people else people
+    if not isinstance(people, list) or not all(isinstance(person, dict) for person in people):
+        raise UserError("annotations", path, "a list of people, each a mapping")
     split: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for number, person in enumerate(people):
         for field in ("joints", "center", "scale"):
             if field not in person:
                 raise UserError(f"annotation {number}", f"no {field}", "joints, center, scale and an image's name")
+        _check_person(number, person)
         split[bool(person.get("isValidation", person.get("split") == "valid"))].append(person)
     halves: list[Tensor] = []
     for valid, limit in ((False, max_train), (True, max_test)):
         halves += _people(split[valid][:limit], path.parent / "images", size)
     return PoseData(*halves, tuple(str(i) for i in range(halves[1].shape[1])), "MPII")  # pyright: ignore
+
+
+def _check_person(number: int, person: dict[str, Any]) -> None:
+    """Refuse numbers that are none, and lists of another shape."""
+    shapes = {"joints": (-1, 2), "center": (2,), "scale": (), "headbox": (4,), "joints_vis": (-1,)}
+    for field, shape in shapes.items():
+        if person.get(field) is None and field in ("headbox", "joints_vis"):
+            continue
+        try:
+            value = np.asarray(person[field], np.float64)
+        except (TypeError, ValueError):
+            value = np.full((0, 0, 0), np.nan)
+        fits = value.ndim == len(shape) and all(w in (-1, n) for w, n in zip(shape, value.shape, strict=True))
+        if not fits or not np.isfinite(value).all():
+            words = " x ".join("n" if width == -1 else str(width) for width in shape) or "one"
+            raise UserError(f"annotation {number}: {field}", str(person[field])[:60], f"{words} finite numbers")
 
 
 def _people(people: Sequence[dict[str, Any]], folder: Path, size: int) -> list[Tensor]:
