@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from carl import commands
 from carl.adaptation import Branch, adapt, branch, is_test_point
 from carl.cli import app, main
 from carl.config import METHODS, TrainConfig
@@ -314,6 +315,78 @@ def test_sweep_goes_over_the_grid_and_does_not_repeat_itself(
     assert main([*flags, "--risks", "reward", "--gammas", "30", "70"]) == 0
 
 
+def test_points_of_another_source_phase_are_not_taken_for_ones_own(run: Path, tmp_path: Path) -> None:
+    other, out = tmp_path / "other", tmp_path / "sweep"
+    flags = ["--preset", "smoke", "--device", "cpu", "--quiet"]
+    assert main(["train", *flags, "--seed", "5", "--out", str(other)]) == 0
+    found = []
+    for folder in (run, other):
+        sweep = ["sweep", str(folder), "--device", "cpu", "--quiet", "--out", str(out), "--targets", "1.0"]
+        assert main([*sweep, "--risks", "none"]) == 0
+        found.append(json.loads((out / "sweep.json").read_text())["points"])
+    assert len(found[1]) == 2
+    assert found[1][0] != found[1][1]
+    (out / "sweep.json").write_text("{")
+    assert main([*sweep, "--risks", "none"]) == 2
+
+
+def test_a_frozen_head_and_another_range_hold_in_the_other_verbs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    flags = [
+        "--preset",
+        "smoke",
+        "--device",
+        "cpu",
+        "--quiet",
+        "--adapt-head",
+        "frozen",
+        "--source-range",
+        "0.4",
+        "0.6",
+    ]
+    assert main(["train", *flags, "--target", "0.7", "--out", str(out)]) == 0
+    seen = []
+    run_branches = commands.run_branches
+    monkeypatch.setattr(
+        commands, "run_branches", lambda branches, *rest: seen.extend(branches) or run_branches(branches, *rest)
+    )
+    evaluate = ["evaluate", str(out), "--device", "cpu", "--quiet", "--episodes", "1", "--risks", "state"]
+    assert main([*evaluate, "--phase", "adapted", "--targets", "0.7"]) == 0
+    assert seen[0].voter is not None
+    assert main([*evaluate, "--targets", "0.5"]) == 2  # inside this run's sources
+    assert "0.4 to 0.6" in capsys.readouterr().err
+
+
+def test_without_adaptation_the_zero_shot_test_is_taken(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = ["--preset", "smoke", "--device", "cpu", "--quiet", "--adapt-iterations", "0", "--risk", "reward"]
+    assert main(["train", *flags, "--out", str(out)]) == 0
+    branch = json.loads((out / "adaptation.json").read_text())["branches"][0]
+    assert (branch["adaptation"], list(branch["tests"])) == ([], ["0"])
+
+
+def test_a_source_phase_without_a_catastrophe_leaves_out_who_votes() -> None:
+    """And lets the others be what they are called."""
+    from carl import measures
+
+    seen = []
+    adapting = measures.adapt
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(measures, "adapt", lambda branches, *rest: seen.extend(branches) or adapting(branches, *rest))
+    monkeypatch.setattr(Learner, "met_catastrophe", property(lambda self: False))
+    try:
+        found = measures.experiment("smoke", "cpu", 0, env="cartpole", seeds=1, zero_shot=1)["seeds"][0]
+    finally:
+        monkeypatch.undo()
+    assert found["refused"] == ["carl-state"]
+    assert {each.label: each.risk.name for each in seen} == {
+        "pets-scratch": "none", "mb-finetune": "none", "carl-reward": "reward",
+    }  # fmt: skip
+    assert {each["variant"] for each in found["zero_shot"]} == {"mb-frozen", "carl-reward"}
+
+
 def test_record_writes_a_trajectory_with_its_votes(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "episode.npz"
     flags = ["record", str(run), "--device", "cpu", "--out", str(out)]
@@ -377,6 +450,8 @@ def test_manuals_import_no_torch(verb: str) -> None:
         (["train", "--source-range", "0.4", "1.2"], "--target.*--in-distribution"),
         (["train", "--env", "half-cheetah", "--source-range", "1", "2"], "--source-range.*none"),
         (["train", "--source-domains", "0"], "--source-domains"),
+        (["train", "--penalty", "inf"], "--penalty"),
+        (["train", "--env", "half-cheetah", "--source-domains", "5"], "--source-domains.*4"),
         (["train", "--steps", "5"], "--steps"),
         (["train", "--devices", "2"], "--devices"),
         (["train", "--precision", "bf16"], "--precision"),

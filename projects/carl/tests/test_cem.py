@@ -64,6 +64,16 @@ def test_one_iteration_smooths_mean_and_biased_variance_of_the_elites() -> None:
     tried = seen[0][0]
     elite = tried[tried.square().sum(dim=(-1, -2)).argsort()[:6]]
     torch.testing.assert_close(found[0], 0.1 * mean[0] + 0.9 * elite.mean(dim=0))
+    # The variance shows in the next iteration's samples: the same variates, another spread.
+    again: list[torch.Tensor] = []
+    two = CEM(LOW, HIGH, candidates=40, elites=6, iterations=2, alpha=0.1)
+    two.minimise(lambda a: again.append(a) or cost(a), mean, var, torch.Generator().manual_seed(5))
+    smoothed = 0.1 * var[0] + 0.9 * elite.var(dim=0, correction=0)
+    room = torch.minimum(((found[0] - LOW) / 2) ** 2, ((HIGH - found[0]) / 2) ** 2)
+    generator = torch.Generator().manual_seed(5)
+    truncated_normal(1, (40, 1, 2), generator)
+    z = truncated_normal(1, (40, 1, 2), generator)[0]
+    torch.testing.assert_close(again[1][0], found[0] + torch.minimum(room, smoothed).sqrt() * z)
     # No sample leaves the box: its spread is at most half of the distance to the nearer bound.
     assert bool((tried >= LOW).all())
     assert bool((tried <= HIGH).all())

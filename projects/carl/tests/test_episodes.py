@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,20 +116,21 @@ def test_learners_that_were_never_fitted_act_at_random_within_the_box() -> None:
     assert np.abs(random.actions).max() > 2  # the whole of it
 
 
+@pytest.mark.parametrize("value", [np.nan, 1e13])
 def test_an_episode_whose_simulation_breaks_down_ends_before_and_is_not_learned_from(
-    monkeypatch: pytest.MonkeyPatch,
+    value: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import carl.cartpole
 
-    stepped = carl.cartpole.Cartpole._advance
+    simulate = carl.cartpole.Cartpole.simulate
 
-    def breaking(self: carl.cartpole.Cartpole, action: np.ndarray) -> object:
+    def breaking(self: carl.cartpole.Cartpole, control: np.ndarray) -> None:
         if self.data.time > 0.2:
-            self.data.qpos[0] = np.nan
-        state, *rest = stepped(self, action)
-        return (np.full(4, np.nan) if self.data.time > 0.2 else state, *rest)
+            self.data.qvel[0] = value  # MuJoCo begins anew by itself, and the state looks sound
+        simulate(self, control)
 
-    monkeypatch.setattr(carl.cartpole.Cartpole, "_advance", breaking)
+    monkeypatch.setattr(carl.cartpole.Cartpole, "simulate", breaking)
+    monkeypatch.chdir(tmp_path)
     learner = Learner(TASK, SMALL, 0)
     with pytest.warns(UserWarning, match="broke down"):
         episode = run_episodes([Start(0.6, "source", 0)], "cartpole", TASK, SMALL)[0]
@@ -137,6 +139,7 @@ def test_an_episode_whose_simulation_breaks_down_ends_before_and_is_not_learned_
     assert np.isfinite(episode.states).all()
     learner.remember(episode)
     assert len(learner.buffer) == 0
+    assert not (tmp_path / "MUJOCO_LOG.TXT").exists()
 
 
 def test_plans_without_any_finite_cost_are_counted_and_told_of() -> None:

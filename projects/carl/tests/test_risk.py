@@ -79,3 +79,10 @@ def test_a_risk_that_is_off_is_the_plain_mean() -> None:
     assert (Risk("none", gamma=70).keep, Risk("none").penalty) == (100, 0)
     assert (Risk("state", gamma=70).keep, Risk("state").penalty) == (100, 1e4)
     assert (Risk("reward+state").keep, Risk("reward+state").penalty) == (50, 1e4)
+
+
+def test_costs_without_end_either_way_are_failures() -> None:
+    inf = float("inf")
+    costs = torch.tensor([[-inf, -inf, 0.0, 0.0], [inf, 0.0, 0.0, 0.0], [float("nan"), 0.0, 0.0, 0.0]])
+    assert worst_mean(costs, 100).tolist() == [FAILED / 2, FAILED / 4, FAILED / 4]
+    assert worst_mean(costs, 25).tolist() == [FAILED] * 3

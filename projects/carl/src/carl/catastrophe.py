@@ -52,6 +52,8 @@ class Calibration:
             where only one kind was met.
         brier: mean squared difference of probability and outcome.
         false_votes: share of safe states at which the mean vote of the nets is above one half.
+        vote_rate: mean vote of the nets on safe states: one net of five that is always wrong is a fifth here, and what
+            it adds to every plan's cost, but no false vote of the majority.
         missed: share of catastrophic states at which it is not; NaN where there was none.
         states, catastrophes: how many were judged.
     """
@@ -59,6 +61,7 @@ class Calibration:
     auroc: float
     brier: float
     false_votes: float
+    vote_rate: float
     missed: float
     states: int
     catastrophes: int
@@ -74,7 +77,8 @@ def calibrate(probability: NDArray[np.floating], happened: NDArray[np.bool_], be
     from scipy.stats import rankdata
 
     mean = probability.mean(axis=0)
-    voted = (probability > beta).mean(axis=0) > 0.5
+    votes = (probability > beta).mean(axis=0)
+    voted = votes > 0.5
     positives, negatives = int(happened.sum()), int((~happened).sum())
     auroc = float("nan")
     if positives and negatives:
@@ -84,6 +88,7 @@ def calibrate(probability: NDArray[np.floating], happened: NDArray[np.bool_], be
         auroc,
         float(((mean - happened) ** 2).mean()) if len(happened) else float("nan"),
         float(voted[~happened].mean()) if negatives else float("nan"),
+        float(votes[~happened].mean()) if negatives else float("nan"),
         float((~voted[happened]).mean()) if positives else float("nan"),
         len(happened),
         positives,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -36,6 +37,7 @@ from carl.settings import PUBLISHED, Setting
 from carl.task import task_of
 from carl.train import (
     MEMBER,
+    SOURCE_FILE,
     TARGET_COLUMNS,
     CautiousAdaptation,
     account,
@@ -43,6 +45,7 @@ from carl.train import (
     label_of,
     open_source,
     outline,
+    range_of,
     target_rows,
 )
 from shared.cli import print_table
@@ -76,10 +79,14 @@ def risk_of_flags(config: CautionFlags, env: str, name: str | None = None) -> Ri
     return Risk(name or config.risk, config.gamma, config.beta, penalty)  # pyright: ignore
 
 
-def targets_of(env: str, given: Sequence[float], in_distribution: bool, field: str = "--targets") -> list[float]:
-    """Targets to look at: those given, checked, or all that the environment lists."""
-    source = source_of(env)
-    chosen = list(given) or list(PUBLISHED[env].targets)
+def targets_of(
+    run: TrainConfig, given: Sequence[float], in_distribution: bool, field: str = "--targets"
+) -> list[float]:
+    """Targets to look at: those given, checked against the run's sources, or all outside these that the environment
+    lists."""
+    source = range_of(run)
+    listed = [t for t in PUBLISHED[run.env].targets if in_distribution or not source.contains(t) or t in source.listed]
+    chosen = list(given) or listed
     return [source.check_target(target, in_distribution, field) for target in chosen]
 
 
@@ -94,7 +101,7 @@ def adapt(config: AdaptConfig) -> int:
         setting = dataclasses.replace(setting, adapt_iterations=config.iterations)
     risk = risk_of_flags(config, run.env) if config.method == "carl" else Risk("none")
     wanted = () if config.target is None else (config.target,)
-    target = targets_of(run.env, wanted, config.in_distribution, "--target")[0]
+    target = targets_of(run, wanted, config.in_distribution, "--target")[0]
     label = label_of(config.method, risk)
     seeds = [(run.seed if config.seed is None else config.seed) + number for number in range(len(learners))]
     if config.method == "pets-scratch":
@@ -141,15 +148,17 @@ def go_through(branches: Sequence[Branch], env: str, setting: Setting, tests: in
 # -- evaluate -----------------------------------------------------------------------------------------------------
 
 
-def open_phase(folder: Path, phase: str, device: str) -> tuple[TrainConfig, list[Learner], float]:
-    """A run's config, its models of a phase, and the target it adapted to.
+def open_phase(
+    folder: Path, phase: str, device: str
+) -> tuple[TrainConfig, list[tuple[Learner, Learner | None]], float]:
+    """A run's config, its models of a phase each with whose head votes (None: its own), and the target it adapted to.
 
     Raises:
         UserError: no run, no model of that phase.
     """
     if phase == "source":
         config, learners = open_source(folder, device)
-        return config, learners, config.target_domain()
+        return config, [(learner, None) for learner in learners], config.target_domain()
     config: TrainConfig = saved_config(folder, TrainConfig, MEMBER)
     if config.method in MODEL_FREE:
         raise UserError("run folder", config.method, "a run that learns a model")
@@ -159,23 +168,23 @@ def open_phase(folder: Path, phase: str, device: str) -> tuple[TrainConfig, list
     load_checkpoint(folder, task, MEMBER, "newest")
     if not task.branches:
         raise UserError("--phase", phase, "source: the run has not reached its target yet")
-    return config, [each.learner for each in task.branches], task.target
+    return config, [(each.learner, each.voter) for each in task.branches], task.target
 
 
 def evaluate(config: EvaluateConfig) -> int:
     """`carl evaluate`."""
     run, learners, _ = open_phase(config.run, config.phase, config.device)
-    targets = targets_of(run.env, config.targets, config.in_distribution)
+    targets = targets_of(run, config.targets, config.in_distribution)
     setting, task = run.setting(), task_of(run.env)
     rows: list[tuple[object, ...]] = []
     heads: list[tuple[object, ...]] = []
     found: list[dict[str, Any]] = []
     for target in targets:
         branches = []
-        for name, (number, learner) in itertools.product(config.risks, enumerate(learners)):
+        for name, (number, (learner, voter)) in itertools.product(config.risks, enumerate(learners)):
             risk = risk_of_flags(config, run.env, name)
-            check_head(learner, risk)
-            branches.append(Branch(name, learner, risk, target, config.seed + number, False))
+            check_head(voter or learner, risk)
+            branches.append(Branch(name, learner, risk, target, config.seed + number, False, voter))
         episodes = run_branches(branches, run.env, task, setting, "evaluate", 0, config.episodes)
         for name in config.risks:
             of = [e for each, some in zip(branches, episodes, strict=True) if each.label == name for e in some]
@@ -187,12 +196,14 @@ def evaluate(config: EvaluateConfig) -> int:
             )  # fmt: skip
             found.append({"target": target, "risk": name, "episodes": [outline(e) for e in of], **values})
         seen = [e for some in episodes for e in some]
-        judged = head_quality(learners[0], seen, config.beta)
+        first, voter = learners[0]
+        judged = head_quality(voter or first, seen, config.beta)
         heads.append((f"{target:g}", *judged.values()))
-        found.append({"target": target, "head": judged, **learners[0].errors(seen)})
+        lead = by_lead_time(first, seen, setting.horizon, config.beta)
+        found.append({"target": target, "head": judged, "lead": lead, **first.errors(seen)})
     columns = ("target", "risk", "episodes", "return", "catastrophes", "steps until", "length", "ms an action")
     print_table(f"{run.env}, {config.phase} model", columns, rows, config.quiet)
-    columns = ("target", "states", "catastrophes", "AUROC", "Brier", "false votes", "missed")
+    columns = ("target", "states", "catastrophes", "AUROC", "Brier", "false votes", "mean vote", "missed")
     print_table("the catastrophe head of the first seed, on these states", columns, heads, config.quiet)
     if config.out is not None:
         write_json(config.out, {"run": config.run.name, "env": run.env, "phase": config.phase, "found": found})
@@ -204,9 +215,21 @@ def head_quality(learner: Learner, episodes: Sequence[Episode], beta: float) -> 
     judged = calibrate(*learner.catastrophe_probability(episodes), beta=beta)
     values = {
         "states": judged.states, "catastrophes": judged.catastrophes, "auroc": judged.auroc, "brier": judged.brier,
-        "false_votes": judged.false_votes, "missed": judged.missed,
+        "false_votes": judged.false_votes, "vote_rate": judged.vote_rate, "missed": judged.missed,
     }  # fmt: skip
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+def by_lead_time(learner: Learner, episodes: Sequence[Episode], horizon: int, beta: float) -> dict[str, list[Any]]:
+    """Votes of the nets 1 to `horizon` steps ahead: share of safe states with a majority against, and of catastrophes
+    without; None where there was no such state."""
+    votes, came = learner.votes_ahead(episodes, horizon, beta)
+    found: dict[str, list[Any]] = {"false_votes": [], "missed": []}
+    for h in range(horizon):
+        safe, caught = votes[came[:, h] == 0, h] > 0.5, votes[came[:, h] == 1, h] > 0.5
+        found["false_votes"].append(float(safe.mean()) if len(safe) else None)
+        found["missed"].append(1 - float(caught.mean()) if len(caught) else None)
+    return found
 
 
 # -- sweep --------------------------------------------------------------------------------------------------------
@@ -238,26 +261,31 @@ def sweep(config: SweepConfig) -> int:
     from tqdm import tqdm
 
     run, learners = open_source(config.run, config.device)
-    targets = targets_of(run.env, config.targets, config.in_distribution)
+    targets = targets_of(run, config.targets, config.in_distribution)
     setting = run.setting()
     if config.iterations is not None:
         setting = dataclasses.replace(setting, adapt_iterations=config.iterations)
-    for name in config.risks:
-        check_head(learners[0], Risk(name))  # pyright: ignore
+    for name, learner in itertools.product(config.risks, learners):
+        check_head(learner, Risk(name))  # pyright: ignore
     out = config.out or config.run / "sweep"
     out.mkdir(parents=True, exist_ok=True)
     points = sweep_points(config, run.env, targets)
     done: dict[str, dict[str, Any]] = {}
     path = out / "sweep.json"
     if path.exists() and not config.force:
-        done = {entry["key"]: entry for entry in json.loads(path.read_text(encoding="utf-8"))["points"]}
+        try:
+            done = {entry["key"]: entry for entry in json.loads(path.read_text(encoding="utf-8"))["points"]}
+        except (ValueError, KeyError, TypeError) as error:
+            hint = f"{error}. --force begins anew."
+            raise UserError("--out", path, "a file written by `carl sweep`", hint) from None
+    source = hashlib.sha256((config.run / SOURCE_FILE).read_bytes()).hexdigest()[:12]  # points are of one source phase
     order = []
     with tqdm(total=len(points), unit="point", disable=True if config.quiet else None, desc=MEMBER) as bar:
         for risk, target, seed in points:
-            key = f"{described_risk(risk)} target={target:g} seed={seed} episodes={setting.adapt_iterations}"
+            key = f"{source} {described_risk(risk)} target={target:g} seed={seed} episodes={setting.adapt_iterations}"
             order.append(key)
             if key not in done:
-                each = branch(learners[0], risk, target, seed, described_risk(risk))
+                each = branch(learners[seed % len(learners)], risk, target, seed, described_risk(risk))
                 log = go_through([each], run.env, setting, 0, True)[0]
                 done[key] = {
                     "key": key, "risk": dataclasses.asdict(risk), "label": each.label, "target": target, "seed": seed,
@@ -280,21 +308,21 @@ def sweep(config: SweepConfig) -> int:
     ]
     columns = ("caution", "target", "first return", "highest return", "catastrophes")
     print_table(f"sweep on {run.env}, {setting.adapt_iterations} episodes each", columns, rows, config.quiet)
-    for figure in sweep_figures(run.env, groups, config, targets, out):
+    for figure in sweep_figures(run, groups, config, targets, out):
         if not config.quiet:
             print(f"figure: {figure}")
     return 0
 
 
 def sweep_figures(
-    env: str,
+    run: TrainConfig,
     groups: dict[tuple[str, float], list[dict[str, Any]]],
     config: SweepConfig,
     targets: Sequence[float],
     out: Path,
 ) -> list[Path]:
     """Returns over targets; heat maps where a knob of a caution and the target both vary."""
-    source = source_of(env)
+    source = range_of(run)
     ends = (min(source.choices), max(source.choices)) if source.choices else (source.low, source.high)
     points: dict[str, dict[float, list[float]]] = {}
     for (label, target), some in groups.items():
@@ -305,11 +333,12 @@ def sweep_figures(
         if risk not in config.risks or len(values) < 2:
             continue
         grid = np.full((len(values), len(targets)), np.nan)
-        for some in groups.values():
-            first = some[0]
-            if first["risk"]["name"] == risk:
-                place = values.index(first["risk"][knob]), list(targets).index(first["target"])
-                grid[place] = statistics.fmean(entry["max_return"] for entry in some)
+        for i, j in np.ndindex(*grid.shape):  # the mean over seeds, and over what else was varied
+            some = [
+                entry["max_return"] for group in groups.values() for entry in group
+                if entry["risk"]["name"] == risk and entry["risk"][knob] == values[i] and entry["target"] == targets[j]
+            ]  # fmt: skip
+            grid[i, j] = statistics.fmean(some) if some else np.nan
         knob = "lambda" if knob == "weight" else knob
         made.append(heat_map(out / f"{risk}-{knob}", grid, values, targets, (knob, source.name, "highest return")))
     return made
@@ -334,16 +363,17 @@ def record(config: RecordConfig) -> int:
     """`carl record`."""
     run, learners, adapted = open_phase(config.run, config.phase, config.device)
     wanted = (adapted,) if config.target is None else (config.target,)
-    target = targets_of(run.env, wanted, config.in_distribution or config.target is None, "--target")[0]
+    target = targets_of(run, wanted, config.in_distribution or config.target is None, "--target")[0]
     out = config.out or config.run / "episode.npz"
     if out.exists() and not config.force:
         raise UserError("--out", out, "a file that does not exist yet", "Replace it by --force.")
     risk = risk_of_flags(config, run.env)
-    check_head(learners[0], risk)
-    start = Start(target, "target", config.seed, learners[0], risk)
+    learner, voter = learners[0]
+    check_head(voter or learner, risk)
+    start = Start(target, "target", config.seed, learner, risk, voter)
     if config.video:
         make_env(run.env, render_mode="rgb_array").render()  # refuses here, before the episode, where nothing can draw
-    episode = run_episodes([start], run.env, task_of(run.env), run.setting(), traced=True)[0]
+    episode = run_episodes([start], run.env, task_of(run.env), run.setting().in_target(), traced=True)[0]
     out.parent.mkdir(parents=True, exist_ok=True)
     traces = {n: v for n in ("votes", "disagreement") if (v := getattr(episode, n)) is not None}
     np.savez(

@@ -62,7 +62,7 @@ class CautionFlags:
         if not 0 <= self.gamma < 100:
             raise UserError("--gamma", self.gamma, "0 <= gamma < 100, percent of particles left out")
         check_range("--beta", self.beta, 0, 1)
-        check_range("--penalty", self.penalty, 0)
+        check_range("--penalty", self.penalty, 0, float("inf"), open_high=True)
 
 
 RENAMED = {"steps": "episode_steps", "epochs": "fit_epochs", "batch": "fit_batch"}
@@ -273,6 +273,8 @@ class EvaluateConfig(CautionFlags):
     def __post_init__(self) -> None:
         self.check_caution()
         check_range("--episodes", self.episodes, 1)
+        if not self.risks:
+            raise UserError("--risks", "none", RISK_FLAGS)
         check_range("--seed", self.seed, 0, 2**63 - 1)
         for risk in self.risks:
             check_choice("--risks", risk, RISK_FLAGS)
@@ -299,7 +301,7 @@ class SweepConfig:
     iterations: int | None = None
     """Target episodes of each. Default: the run's."""
     seeds: int = 1
-    """Seeds of first states and random numbers."""
+    """Seeds of first states and random numbers; they go round the seeds of the run's source phase."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     out: Path | None = None
@@ -318,7 +320,10 @@ class SweepConfig:
         for beta in self.betas:
             check_range("--betas", beta, 0, 1)
         for penalty in self.penalties:
-            check_range("--penalties", penalty, 0)
+            check_range("--penalties", penalty, 0, float("inf"), open_high=True)
+        for flag, values in (("--risks", self.risks), ("--gammas", self.gammas), ("--betas", self.betas)):
+            if not values:
+                raise UserError(flag, "none", "at least one value")
         check_range("--seeds", self.seeds, 1)
         check_range("--iterations", self.iterations, 1)
 
@@ -342,7 +347,7 @@ class RecordConfig(CautionFlags):
     in_distribution: bool = False
     """Allow a target inside the source range."""
     phase: Literal["source", "adapted"] = "adapted"
-    """Which of the run's two models plans."""
+    """Which of the run's two models plans; of several seeds the first."""
     seed: int = 1000
     """Of first state and random numbers."""
     video: bool = False

@@ -64,9 +64,14 @@ class DomainDistribution:
         return dataclasses.replace(self, low=low, high=high)
 
     def few(self, count: int, seed: int) -> DomainDistribution:
-        """So many domains, drawn once."""
+        """So many different domains, drawn once."""
         stream = np.random.default_rng(seed)
-        drawn = tuple(self.sample(stream) for _ in range(count))
+        if self.choices:
+            if count > len(self.choices):
+                raise UserError("--source-domains", count, f"at most the {len(self.choices)} there are")
+            drawn = tuple(float(value) for value in stream.choice(self.choices, count, replace=False))
+        else:
+            drawn = tuple(self.sample(stream) for _ in range(count))
         return dataclasses.replace(self, low=math.nan, high=math.nan, choices=drawn)
 
     def sample(self, generator: np.random.Generator) -> float:

@@ -77,9 +77,15 @@ class CarlStudy(Study):
     def cells(self, config: ReproduceConfig) -> list[Cell]:
         planned = cells_of(config.preset)
         if config.seeds is not None:
-            planned = [
-                (name, fields, seed) for name, fields, first in planned if first == 0 for seed in range(config.seeds)
-            ]
+            first = [(name, fields) for name, fields, seed in planned if seed == 0]
+            planned = []
+            for name, fields in first:
+                if name == "batch":
+                    planned.append((name, fields, 0))
+                elif fields.get("seeds", 1) > 1:  # side by side in one cell
+                    planned.append((name, {**fields, "seeds": config.seeds}, 0))
+                else:
+                    planned += [(name, fields, seed) for seed in range(config.seeds)]
         return [Cell(name, fields, seed) for name, fields, seed in planned]
 
     def absent(self, config: ReproduceConfig) -> Mapping[str, str]:
@@ -120,6 +126,8 @@ class CarlStudy(Study):
                 a - b for a, b in zip(first_returns(o, "carl-state"), first_returns(o, "carl-reward"), strict=True)
             ],
         }
+        for method in MODEL_FREE:
+            found[f"safer-than-{method}"] = partial(safer_than, method=method)
         for variant in (*VARIANTS, "carl-reward+state", "mb-frozen"):
             for target in (1.0, 1.5):
                 key = f"{variant}-{target:g}"
@@ -188,6 +196,13 @@ def catastrophes(outcomes: Outcomes, variant: str, target: float) -> list[float]
     return [float(sum(log["catastrophes"])) for log in adapted(outcomes, "cartpole", variant, target)]
 
 
+def safer_than(outcomes: Outcomes, method: str) -> list[float]:
+    """Cartpole at its usual target: catastrophes of a baseline that learns no model less those of CARL (State), mean
+    over seeds."""
+    theirs = [float(sum(each["catastrophes"])) for each in outcomes.raw(f"{method} cartpole")]
+    return [statistics.fmean(theirs) - statistics.fmean(catastrophes(outcomes, "carl-state", 1.0))]
+
+
 def max_return(outcomes: Outcomes, variant: str, target: float) -> list[float]:
     """Cartpole: highest return of the adaptation episodes."""
     return [max(log["returns"]) for log in adapted(outcomes, "cartpole", variant, target)]
@@ -198,33 +213,29 @@ def first_returns(outcomes: Outcomes, variant: str) -> list[float]:
     return [log["returns"][0] for log in adapted(outcomes, "cartpole", variant, 1.0)]
 
 
-def steps_until(outcomes: Outcomes, env: str, variant: str, target: float, cap: int | None = None) -> list[list[float]]:
-    """Zero-shot: steps until the catastrophe, one list of episodes a seed; an episode without one counts as long as
-    episodes are (or `cap`).
-
-    Raises:
-        Missing: that was not run.
-    """
-    found = []
-    for run in runs(outcomes, env):
-        for each in run["zero_shot"]:
-            if each["variant"] == variant and each["target"] == target:
-                limit = run["steps"] if cap is None else cap
-                found.append([float(min(limit, limit if t is None else t)) for t in each["first_catastrophe"]])
-    if not found:
-        raise Missing(f"{env}: zero-shot {variant} at {target:g}")
-    return found
+def steps_until(run: Mapping[str, Any], variant: str, target: float, cap: int | None = None) -> list[float] | None:
+    """Zero-shot, of one seed: steps until the catastrophe of every episode; an episode without one counts as long as
+    episodes are (or `cap`). None where the source phase did not allow the variant."""
+    limit = run["steps"] if cap is None else cap
+    for each in run["zero_shot"]:
+        if each["variant"] == variant and each["target"] == target:
+            return [float(limit if t is None else min(limit, t)) for t in each["first_catastrophe"]]
+    return None
 
 
 def pooled_ratio(
     outcomes: Outcomes, env: str, one: str, other: str, target: float, cap: int | None = None
 ) -> list[float]:
-    """Ratio of the means of `steps_until` over the paired episodes of all seeds: one value."""
-    means = [
-        statistics.fmean(steps for seed in steps_until(outcomes, env, variant, target, cap) for steps in seed)
-        for variant in (one, other)
-    ]
-    return [means[0] / means[1]]
+    """Ratio of the means of `steps_until` over the paired episodes of all seeds that have both: one value.
+
+    Raises:
+        Missing: that was not run.
+    """
+    pairs = [(steps_until(run, one, target, cap), steps_until(run, other, target, cap)) for run in runs(outcomes, env)]
+    both = [(a, b) for a, b in pairs if a is not None and b is not None]
+    if not both:
+        raise Missing(f"{env}: zero-shot {one} and {other} at {target:g}")
+    return [sum(sum(a) for a, _ in both) / sum(sum(b) for _, b in both)]
 
 
 def head(outcomes: Outcomes, loss: str) -> list[float]:
@@ -249,15 +260,19 @@ Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
 
 
 def source_rows(outcomes: Outcomes, env: str) -> Table:
-    """A row a seed: returns, catastrophes, and how good the model is on the last source episodes."""
+    """A row a seed: returns, catastrophes, and how well the last source episode was foreseen, a step ahead."""
     rows = []
     for seed, run in enumerate(runs(outcomes, env)):
         returns = run["source_returns"]
         rows.append(
             [seed, len(returns), statistics.fmean(returns[-3:]), max(returns), sum(run["source_catastrophes"]),
-             ", ".join(f"{value:.0f}" for value in returns)]
+             run["source_mse"], ", ".join(f"{value:.0f}" for value in returns)]
         )  # fmt: skip
-    return ("seed", "episodes", "mean return of the last 3", "highest", "with a catastrophe", "returns"), rows
+    columns = (
+        "seed", "iterations", "mean return of the last 3", "highest", "with a catastrophe", "one-step mse of the last",
+        "returns",
+    )  # fmt: skip
+    return columns, rows
 
 
 def adaptation_rows(outcomes: Outcomes, env: str) -> Table:
@@ -291,7 +306,7 @@ def zero_shot_rows(outcomes: Outcomes, env: str) -> Table:
     for (variant, target), found in groups.items():
         returns = [value for each in found for value in each["returns"]]
         hit = [t for each in found for t in each["first_catastrophe"]]
-        until = [s for seed in steps_until(outcomes, env, variant, target) for s in seed]
+        until = [s for run in runs(outcomes, env) for s in steps_until(run, variant, target) or ()]
         rows.append(
             [variant, f"{target:g}", len(returns), statistics.fmean(returns), sum(t is not None for t in hit),
              statistics.fmean(until), statistics.fmean(each["mse"] for each in found),
@@ -324,12 +339,13 @@ def head_rows(outcomes: Outcomes) -> Table:
     rows = []
     for loss in found[0]:
         of = [each[loss] for each in found]
-        names = ("auroc", "brier", "false_votes", "early_false_votes", "missed")
+        names = ("auroc", "brier", "false_votes", "early_false_votes", "vote_rate", "missed")
         numbers = [[each[m] for each in of if each[m] is not None] for m in names]
         shown = [statistics.fmean(values) if values else None for values in numbers]
         rows.append([loss, *shown, ", ".join(f"{100 * each['false_votes']:.2f} %" for each in of)])
     columns = (
-        "loss", "AUROC", "Brier", "false votes", "more than 5 steps before the end", "missed", "false votes by seed",
+        "loss", "AUROC", "Brier", "false votes", "more than 5 steps before the end", "mean vote on safe states",
+        "missed", "false votes by seed",
     )  # fmt: skip
     return columns, rows
 

@@ -65,7 +65,7 @@ class HalfCheetahDisabled(MujocoSafetyEnv):
         return compiled(model_text())
 
     def _begin(self) -> NDArray[np.float64]:
-        mujoco.mj_resetData(self.model, self.data)
+        mujoco.mj_resetData(self.model, self.data)  # its counts of warnings too
         self.data.qpos[:] += 0.01 * self.np_random.standard_normal(self.model.nq)
         self.data.qvel[:] = 0.1 * self.np_random.standard_normal(self.model.nv)
         mujoco.mj_forward(self.model, self.data)

@@ -104,8 +104,8 @@ class Learner:
         generator = torch.Generator().manual_seed(seed)
         steps = minibatches(rows, setting.nets, epochs, setting.batch, generator)[:limit]
         seen: list[Tensor] = []
-        for chosen in steps:
-            chosen = chosen.to(self.device)
+        sizes = [part.shape[1] for part in steps]
+        for chosen in torch.cat(steps, dim=1).to(self.device).split(sizes, dim=1):  # one transfer
             x, y = inputs[chosen], targets[chosen]
             if setting.noise:
                 x = x + setting.noise * self.ensemble.std_in * self._noise(x.shape, generator)

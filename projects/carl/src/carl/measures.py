@@ -14,7 +14,7 @@ import torch
 
 from carl.adaptation import Branch, Log, adapt, branch, run_branches
 from carl.catastrophe import LOSSES
-from carl.commands import described_risk, head_quality
+from carl.commands import by_lead_time, described_risk, head_quality
 from carl.episodes import Episode, Start, context_of, planner_of
 from carl.experiments import BETAS, GAMMAS, SCALES, VARIANTS, ZERO_SHOT
 from carl.learner import Learner
@@ -63,14 +63,17 @@ def experiment(
     for (number, learner), variant, target in itertools.product(
         zip(numbers, learners, strict=True), variants, adapt_targets
     ):
-        branches.append(variant_of(variant, learner, env, setting, target, number, device))
+        if possible(variant, learner):
+            branches.append(variant_of(variant, learner, env, setting, target, number, device))
     logs = adapt(branches, env, task, setting)
     tried = zero_shot_episodes(learners, numbers, env, task, setting, targets, zero_shot)
     found = []
     for place, (number, learner) in enumerate(zip(numbers, learners, strict=True)):
         mine = tried[place]
         values: dict[str, Any] = {
-            "seed": number, "steps": setting.steps, **source_outline([row[place] for row in log]),
+            "seed": number, "steps": setting.in_target().steps,
+            "refused": [variant for variant in variants if not possible(variant, learner)],
+            **source_outline([row[place] for row in log]),
             "adaptation": [
                 adaptation_outline(each, way)
                 for each, way in zip(branches, logs, strict=True)
@@ -89,6 +92,11 @@ def experiment(
     return {"seeds": found, "source_plan_ms": plan_ms([episode for row in log for episode in row[0].episodes])}
 
 
+def possible(variant: str, learner: Learner) -> bool:
+    """Whether a variant can branch off a source phase: votes need a head that has met a catastrophe."""
+    return variant == "pets-scratch" or not CAUTIONS[variant].penalty or learner.met_catastrophe
+
+
 def variant_of(
     variant: str, learner: Learner, env: str, setting: Setting, target: float, seed: int, device: str
 ) -> Branch:
@@ -96,8 +104,6 @@ def variant_of(
     if variant == "pets-scratch":
         fresh = make_learners(env, setting, [seed], device)[0]
         return Branch(variant, fresh, CAUTIONS[variant], target, seed)
-    if not learner.met_catastrophe:  # votes of a head without an example would be noise, and are refused
-        return Branch(variant, learner.copy(), Risk("none"), target, seed, variant != "mb-frozen")
     return branch(learner, CAUTIONS[variant], target, seed, variant, variant != "mb-frozen")
 
 
@@ -114,6 +120,7 @@ def zero_shot_episodes(
     branches = [
         Branch(variant, learner, CAUTIONS[variant], target, seed, False)
         for (seed, learner), variant, target in itertools.product(zip(seeds, learners, strict=True), ZERO_SHOT, targets)
+        if possible(variant, learner)
     ]
     found = run_branches(branches, env, task, setting, "zero-shot", 0, episodes)
     by_seed: list[dict[tuple[str, float], list[Episode]]] = [{} for _ in seeds]
@@ -128,6 +135,7 @@ def source_outline(iterations: Sequence[Iteration]) -> dict[str, Any]:
         "source_returns": [each.reward for each in iterations],
         "source_catastrophes": [each.catastrophes for each in iterations],
         "source_losses": [each.fit.get("loss") for each in iterations],
+        "source_mse": next((each.errors["mse"] for each in reversed(iterations) if each.errors), None),
     }
 
 
@@ -180,13 +188,8 @@ def head_measures(
         probability, happened = made.catastrophe_probability(episodes)
         if happened.any() and not happened.all():
             curves[loss] = receiver(probability.mean(axis=0), happened)
-    votes, came = learner.votes_ahead(episodes, setting.horizon, 0.5)
-    false, missed = [], []
-    for h in range(setting.horizon):
-        safe, caught = votes[came[:, h] == 0, h] > 0.5, votes[came[:, h] == 1, h] > 0.5
-        false.append(float(safe.mean()) if len(safe) else None)
-        missed.append(1 - float(caught.mean()) if len(caught) else None)
-    return {"head": found, "receiver": curves, "lead": {"false_votes": false, "missed": missed}}
+    lead = by_lead_time(learner, episodes, setting.horizon, 0.5)
+    return {"head": found, "receiver": curves, "lead": lead}
 
 
 def early(learner: Learner, episodes: Sequence[Episode], margin: int = 5) -> dict[str, float]:

@@ -24,9 +24,11 @@ from shared.config import check_choice
 
 @dataclass(frozen=True)
 class Iteration:
-    """One iteration of one learner: its episodes, and the losses of its fit (empty where there was none)."""
+    """One iteration of one learner: its episodes, how well they were foreseen before they were learned from, and the
+    losses of the fit (both empty where there was none)."""
 
     episodes: list[Episode]
+    errors: dict[str, float]
     fit: dict[str, float]
 
     @property
@@ -93,9 +95,12 @@ def source_iteration(
     found = []
     for place, (learner, seed) in enumerate(zip(learners, seeds, strict=True)):
         episodes = played[place * count : (place + 1) * count]
+        errors = learner.errors(episodes) if learner.fitted else {}
         for episode in episodes:
             learner.remember(episode)
-        found.append(Iteration(episodes, learner.fit(mixed(seed, "fit", iteration)) if len(learner.buffer) else {}))
+        found.append(
+            Iteration(episodes, errors, learner.fit(mixed(seed, "fit", iteration)) if len(learner.buffer) else {})
+        )
     return found
 
 

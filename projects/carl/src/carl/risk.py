@@ -8,6 +8,7 @@ Dimensions: G problems, N candidate sequences, P particles.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,7 +49,7 @@ class Risk:
         if not 0 <= self.gamma < 100:
             raise UserError("--gamma", self.gamma, "0 <= gamma < 100, percent of particles left out")
         check_range("--beta", self.beta, 0, 1)
-        check_range("--penalty", self.weight, 0)
+        check_range("--penalty", self.weight, 0, math.inf, open_high=True)
 
     @property
     def keep(self) -> float:
@@ -76,7 +77,7 @@ def worst_mean(costs: Tensor, keep: float) -> Tensor:
     """Mean of the worst `keep` percent of the particles' costs: the conditional value at risk.
 
     The k-th largest cost is the bar; all that reach it count, ties too. Percentages above 100 are optimism: the mean of
-    the best (200 - keep) percent. A cost that is not a number counts as `FAILED`.
+    the best (200 - keep) percent. A cost that is not a finite number counts as `FAILED`.
 
     Args:
         costs: (..., P), each summed over the horizon.
@@ -84,7 +85,7 @@ def worst_mean(costs: Tensor, keep: float) -> Tensor:
 
     Returns: (...).
     """
-    costs = costs.nan_to_num(nan=FAILED, posinf=FAILED, neginf=-FAILED)
+    costs = costs.nan_to_num(nan=FAILED, posinf=FAILED, neginf=FAILED)
     count = kept_count(costs.shape[-1], keep)
     if keep == 100:
         return costs.mean(dim=-1)

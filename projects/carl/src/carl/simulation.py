@@ -22,6 +22,10 @@ from carl.domains import PHASES, DomainDistribution, Phase
 from shared.config import UserError, check_choice
 
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
+BROKEN = (
+    int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQVEL), int(mujoco.mjtWarning.mjWARN_BADQACC),
+)  # fmt: skip
+mujoco.set_mju_user_warning(lambda message: None)  # else MuJoCo writes MUJOCO_LOG.TXT into the current folder
 
 
 class SafetyEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
@@ -34,6 +38,7 @@ class SafetyEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
     def __init__(self) -> None:
         self.push: NDArray[np.float64] | None = None
         self.domain = float("nan")
+        self.broken = False  # the simulation of this episode broke down
         self.phase: Phase = "target"
 
     def reset(
@@ -53,7 +58,7 @@ class SafetyEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         if options:
             raise UserError("reset option", next(iter(options)), ["domain", "phase"])
         check_choice("phase", phase, PHASES)
-        self.phase, self.push = phase, None
+        self.phase, self.push, self.broken = phase, None, False
         self.domain = self.source.sample(self.np_random) if domain is None else self.source.check(float(domain))
         return self._begin(), {"catastrophe": False}
 
@@ -61,7 +66,7 @@ class SafetyEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         assert isinstance(self.action_space, spaces.Box)
         action = np.clip(np.asarray(action, np.float64), self.action_space.low, self.action_space.high)
         observation, reward, catastrophe, done = self._advance(action)
-        unstable = not bool(np.isfinite(observation).all())
+        unstable = self.broken or not bool(np.isfinite(observation).all())
         terminated = done or unstable or (catastrophe and self.phase == "target")
         info = {"catastrophe": catastrophe, "unstable": unstable}
         self.push = None
@@ -117,6 +122,8 @@ class MujocoSafetyEnv(SafetyEnv):
         """`frame_skip` steps of the physics under a control."""
         self.data.ctrl[:] = control
         mujoco.mj_step(self.model, self.data, nstep=self.frame_skip)
+        # MuJoCo begins anew by itself when a state is no number or too large, and only counts that.
+        self.broken |= any(int(self.data.warning[kind].number) for kind in BROKEN)
 
     def physics(self) -> NDArray[np.float64]:
         """Everything that the next step of the simulation depends on."""

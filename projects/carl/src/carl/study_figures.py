@@ -69,8 +69,8 @@ def sweep_of(outcomes: Outcomes, env: str, path: Path) -> Path:
     """Zero-shot steps until the catastrophe over targets."""
     points: dict[str, dict[float, list[float]]] = {}
     for each in runs(outcomes, env)[0]["zero_shot"]:
-        seeds = steps_until(outcomes, env, each["variant"], each["target"])
-        points.setdefault(each["variant"], {})[each["target"]] = [statistics.fmean(seed) for seed in seeds]
+        seeds = [steps_until(run, each["variant"], each["target"]) for run in runs(outcomes, env)]
+        points.setdefault(each["variant"], {})[each["target"]] = [statistics.fmean(seed) for seed in seeds if seed]
     ends, name = SOURCES[env]
     return target_sweep(path, points, ends, "steps until the catastrophe, zero-shot", name)
 

@@ -39,15 +39,19 @@ def risk_of(config: TrainConfig) -> Risk:
     return Risk(config.risk, config.gamma, config.beta, config.penalty_of(config.setting().penalty))
 
 
+def range_of(config: TrainConfig) -> DomainDistribution:
+    """The source range of a run."""
+    found = source_of(config.env)
+    return found if config.source_range is None else found.between(*config.source_range)
+
+
 def sources_of(config: TrainConfig) -> tuple[DomainDistribution, float]:
     """Where a run's source domains come from, and its target.
 
     Raises:
         UserError: a range that cannot be, a target inside it.
     """
-    found = source_of(config.env)
-    if config.source_range is not None:
-        found = found.between(*config.source_range)
+    found = range_of(config)
     target = found.check_target(config.target_domain(), config.in_distribution)
     if config.source_domains is not None:
         found = found.few(config.source_domains, mixed(config.seed, "sources"))
@@ -89,7 +93,11 @@ class CautiousAdaptation(Task):
         self.source.append([(each.reward, each.catastrophes) for each in done])
         if iteration == self.config.source_steps() - 1 and self.folder is not None:
             save_source(self.folder / SOURCE_FILE, self.config, self.learners)
-        return {"target_phase": 0.0, **described(episodes), **_mean([each.fit for each in done])}
+        found = {f"source_{name}": value for name, value in _mean([each.errors for each in done]).items()}
+        if iteration == self.config.source_steps() - 1 and not self.setting.adapt_iterations and self.config.tests:
+            self._branch()  # nothing to adapt: the test before the first iteration is the one after the last
+            found |= self._test(0)
+        return {"target_phase": 0.0, **described(episodes), **_mean([each.fit for each in done]), **found}
 
     def _target_step(self, iteration: int) -> dict[str, float]:
         if not self.branches:
@@ -140,8 +148,8 @@ class CautiousAdaptation(Task):
         if self.logs and self.logs[0].adaptation:
             found["max_return"] = statistics.fmean(log.running_maximum()[-1] for log in self.logs)
             found["catastrophes"] = statistics.fmean(log.catastrophes()[-1] for log in self.logs)
-            if self.logs[0].tests:
-                found["test_catastrophes"] = statistics.fmean(log.test_catastrophes() for log in self.logs)
+        if self.logs and self.logs[0].tests:
+            found["test_catastrophes"] = statistics.fmean(log.test_catastrophes() for log in self.logs)
         return found
 
     def state(self) -> Mapping[str, Any]:
