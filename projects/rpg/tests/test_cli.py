@@ -322,6 +322,10 @@ def test_another_recipe_brings_its_own_rates(tmp_path: Path) -> None:
         (["sweep", "--method", "vanilla"], "--method"),
         (["sweep", "--scope", "layer"], "--scope"),
         (["key", "--key", "5"], "--key"),
+        (["train", "--method", "vanilla", "--ring-size", "50"], "--ring-size"),
+        (["train", "--method", "vanilla", "--plan", "hash"], "--plan"),
+        (["train", "--method", "narrow", "--scope", "layer"], "--scope"),
+        (["train", "--method", "narrow", "--chunk", "16"], "--chunk"),
     ],
 )
 def test_flags_that_would_do_nothing_are_refused(

@@ -74,7 +74,7 @@ def evaluate(config: EvaluateConfig) -> int:
     if "accuracy" in metrics:
         metrics["train_test_gap"] = metrics["train_accuracy"] - metrics["accuracy"]
     if config.corruptions:
-        found = corrupted(need_images(task))
+        found = corrupted(need_images(task), config.quiet)
         metrics |= {f"accuracy, {kind} {severity}": value for (kind, severity), value in found.items()}
     rows: list[tuple[str, object]] = [("data", label(task)), ("checkpoint of step", step), *account(task)]
     print_table("run", ("", "value"), rows, config.quiet)
@@ -147,6 +147,9 @@ def _histogram(uses: Mapping[int, int]) -> str:
 # -- sweep --------------------------------------------------------------------------------------------------------
 
 
+RING_ONLY = ("plan", "offset", "chunk", "scope", "rings", "lr_scale", "key")
+
+
 class SweepStudy(Study):
     """A grid of runs as cells: parallel, resumable, by the machinery of `reproduce`."""
 
@@ -173,12 +176,13 @@ def sweep_cells(config: SweepConfig) -> list[Cell]:
     for host, variant in itertools.product(config.hosts or (config.host,), config.host_variants or ("",)):
         stem = f"{host} {variant}".strip()
         shared = {**base, "host": host, "host_options": list(config.variant_options(variant))}
+        plain = {name: value for name, value in shared.items() if name not in RING_ONLY}
         for method in config.methods:
             if method in UNSIZED:
-                cells[f"{stem} {method}"] = {**shared, "method": method}
+                cells[f"{stem} {method}"] = {**plain, "method": method}
             elif method != "rpg":
                 for share, size in config.sizes():
-                    cells[f"{stem} {method} {share}"] = {**shared, **size, "method": method}
+                    cells[f"{stem} {method} {share}"] = {**plain, **size, "method": method}
             else:
                 cells |= _ring_cells(config, stem, {**shared, "method": method})
     for name, fields in cells.items():
@@ -266,7 +270,7 @@ def prune(config: PruneConfig) -> int:
         rows.append(("accuracy after, at once", images.measure()["accuracy"]))
         epochs = 1.0 if config.finetune_epochs is None else config.finetune_epochs
         if epochs:
-            rows.append((f"after {epochs:g} epochs", finetune(images, model, masks, epochs)))
+            rows.append((f"after {epochs:g} epochs", finetune(images, model, masks, epochs, config.quiet)))
         rows.append(("free parameters after", f"{compress.remaining_dof(model):,}"))
         compress.save_pruned(model, out)
     rows.append(("file", f"{out}, {out.stat().st_size:,} bytes"))

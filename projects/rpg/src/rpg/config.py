@@ -123,6 +123,16 @@ class TrainConfig(RunConfig):
         check_range("--loader-workers", self.loader_workers, 0)
         self.options()
         self.ring_scope()
+        if self.method != "rpg":  # what only a ring has; its rates and sizes may stand in a preset for all methods
+            for name in ("plan", "offset", "chunk", "scope", "rings", "lr_scale", "key"):
+                value, usual = getattr(self, name), TrainConfig.__dataclass_fields__[name].default
+                if value != usual:
+                    flag = "--" + name.replace("_", "-")
+                    raise UserError(flag, value, f"with --method rpg: {self.method} has no ring")
+        for name in ("ring_size", "dof_ratio"):
+            if self.method in UNSIZED and getattr(self, name) is not None:
+                flag = "--" + name.replace("_", "-")
+                raise UserError(flag, getattr(self, name), f"with another method: {self.method} has a size of its own")
 
     def ring_scope(self) -> str | list[tuple[str, str]]:
         """`--rings` as pairs of pattern and ring, or else `--scope`.

@@ -17,7 +17,7 @@ from rpg.baselines import RandomSubspace, pruning_rounds
 from rpg.config import TrainConfig
 from rpg.data.augment import augmentation, normalise
 from rpg.data.images import ImageData, load
-from rpg.data.names import DENSE, POSE
+from rpg.data.names import DENSE, POSE, fingerprint
 from rpg.hosts.hourglass import Hourglass, decode, heatmaps, intermediate_loss, pckh
 from rpg.hosts.msblock import MSBlockNet
 from rpg.hosts.multitask import depth_l1, normals_cosine, normals_degrees
@@ -228,7 +228,24 @@ class NetworkTask(Task):
         self.clock.pause()  # a checkpoint is being written or read
         if self.schedule is None and self.loop.total:
             self._make_schedule()
-        return {"model": self.module, "optimizer": self.optimizer, "schedule": _Schedule(self)}
+        return {"model": self.module, "optimizer": self.optimizer, "schedule": _Schedule(self), "data": _Data(self)}
+
+
+class _Data:
+    """What the run learns from: a run that goes on must go on with it; others may look at other copies."""
+
+    def __init__(self, task: NetworkTask) -> None:
+        self.task = task
+
+    def state_dict(self) -> dict[str, str]:
+        return {"print": fingerprint(self.task.config.data, self.task.root)}
+
+    def load_state_dict(self, state: dict[str, str]) -> None:
+        folder, here = self.task.loop.folder, self.state_dict()["print"]
+        if folder is not None and folder.resumed and here != state["print"]:
+            raise UserError(
+                "--resume", f"data {here}", f"the run's, {state['print']}", "The data root holds another copy."
+            )
 
 
 class _Schedule:

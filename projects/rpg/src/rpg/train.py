@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from rpg.compress import prune_ring, quantized
 from rpg.config import TrainConfig
@@ -173,13 +174,13 @@ def measure(
     return values
 
 
-def corrupted(task: Images) -> dict[tuple[str, int], float]:
+def corrupted(task: Images, quiet: bool = True) -> dict[tuple[str, int], float]:
     """Accuracy on corrupted test images: (kind, severity) -> accuracy."""
     images, labels = task.data.x_test, task.data.y_test
+    ways = [(kind, severity) for kind in CORRUPTIONS for severity in SEVERITIES]
     return {
         (kind, severity): task.score_images(corrupt(images, kind, severity, seed=0), labels)["accuracy"]
-        for kind in CORRUPTIONS
-        for severity in SEVERITIES
+        for kind, severity in tqdm(ways, desc="corruptions", disable=True if quiet else None, leave=False)
     }
 
 
@@ -243,12 +244,14 @@ def model_key(model: RPGModel) -> int:
     return int(next(iter(model.rings.values())).plan.seed)  # pyright: ignore
 
 
-def finetune(task: Images, model: RPGModel, masks: Mapping[str, torch.Tensor], epochs: float) -> float:
+def finetune(
+    task: Images, model: RPGModel, masks: Mapping[str, torch.Tensor], epochs: float, quiet: bool = True
+) -> float:
     """Train a pruned copy on, at a hundredth of the peak rate falling to zero, with pruned entries held at zero;
     returns its test accuracy."""
     config = override(
         task.config, epochs=epochs, steps=None, recipe="adam" if task.config.recipe == "adam" else "paper",
-        lr=task.lr * 0.01, ring_lr=(task.ring_lr or task.lr) * 0.01, out=None, resume=None, force=False, quiet=True,
+        lr=task.lr * 0.01, ring_lr=(task.ring_lr or task.lr) * 0.01, out=None, resume=None, force=False, quiet=quiet,
     )  # fmt: skip
     again = _Continued(config, task, model, masks)
     summary = Loop(again, config, MEMBER, folder=False).run()
