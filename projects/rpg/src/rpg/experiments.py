@@ -131,8 +131,9 @@ def paper_cells(root: Path) -> dict[str, dict[str, Any]]:
             for ratio in PAPER_RATIOS:
                 size = {**base, "host": host, "dof_ratio": 1 / ratio}
                 cells[f"{data} {host} even 1/{ratio}"] = size
-                cells[f"{data} {host} narrow 1/{ratio}"] = {**size, "method": "narrow"}
-                cells[f"{data} {host} pruned 1/{ratio}"] = {**size, "method": "pruned"}
+                if ratio > 1:
+                    cells[f"{data} {host} narrow 1/{ratio}"] = {**size, "method": "narrow"}
+                    cells[f"{data} {host} pruned 1/{ratio}"] = {**size, "method": "pruned"}
             # One absolute size under both hosts: is the larger one better at equal degrees of freedom?
             cells[f"{data} {host} even M=500000"] = {**base, "host": host, "ring_size": 500_000}
         cells[f"{data} resnet18 even M=8192"] = {**base, "host": "resnet18", "ring_size": 8192}
@@ -144,25 +145,29 @@ def paper_cells(root: Path) -> dict[str, dict[str, Any]]:
                 "scope": scope,
             }
         # The multi-scale block: solved for its fixed point, or unrolled from a ring with the freedom of one block.
-        block = {**base, "host": "msblock"}
-        cells[f"{data} msblock deq"] = {**block, "method": "vanilla", "host_options": ["mode=deq"]}
-        for calls in (2, 3, 4):
-            options = {"host_options": [f"calls={calls}"], "dof_ratio": 1 / calls}
-            cells[f"{data} msblock even calls={calls}"] = {**block, **options}
-            cells[f"{data} msblock reuse calls={calls}"] = {**block, **options, "plan": "seq"}
+        # Width 9 is the published small model, width 32 a larger one.
+        for name, width in (("msblock", 9), ("msblock-32", 32)):
+            block = {**base, "host": "msblock"}
+            cells[f"{data} {name} deq"] = {
+                **block, "method": "vanilla", "host_options": ["mode=deq", f"width={width}"],
+            }  # fmt: skip
+            for calls in (2, 3, 4):
+                options = {"host_options": [f"calls={calls}", f"width={width}"], "dof_ratio": 1 / calls}
+                cells[f"{data} {name} even calls={calls}"] = {**block, **options}
+                cells[f"{data} {name} reuse calls={calls}"] = {**block, **options, "plan": "seq"}
     if present("imagefolder", root):
         base = {
             "data": "imagefolder", "recipe": "imagenet", "epochs": 225, "batch_size": 256, "augment": "crop-flip",
             "loader_workers": 8,
         }  # fmt: skip
-        cells |= {
-            "imagenet resnet18 vanilla": {**base, "host": "resnet18", "method": "vanilla"},
-            "imagenet resnet34 vanilla": {**base, "host": "resnet34", "method": "vanilla"},
-            "imagenet resnet18 ring": {**base, "host": "resnet18", "ring_size": 2_359_296},
-            "imagenet resnet18 half": {**base, "host": "resnet18", "dof_ratio": 0.5},
-            "imagenet resnet34 half": {**base, "host": "resnet34", "dof_ratio": 0.5},
-            "imagenet resnet34 extreme": {**base, "host": "resnet34", "ring_size": 53_145},
-        }
+        for host in ("resnet18", "resnet34"):
+            cells[f"imagenet {host} vanilla"] = {**base, "host": host, "method": "vanilla"}
+            for ratio in PAPER_RATIOS[1:]:
+                cells[f"imagenet {host} even 1/{ratio}"] = {**base, "host": host, "dof_ratio": 1 / ratio}
+            for method in ("narrow", "pruned"):
+                cells[f"imagenet {host} {method} 1/8"] = {**base, "host": host, "dof_ratio": 1 / 8, "method": method}
+        cells["imagenet resnet18 ring"] = {**base, "host": "resnet18", "ring_size": 2_359_296}
+        cells["imagenet resnet34 extreme"] = {**base, "host": "resnet34", "ring_size": 53_145}
     adam = {"recipe": "adam", "lr": 2.5e-4, "ring_lr": 2.5e-4, "batch_size": 16}
     if present("mpii", root):
         base = {**adam, "data": "mpii", "host": "hourglass", "epochs": 100}
@@ -336,10 +341,24 @@ class RpgStudy(Study):
             "cifar10-slopes": partial(slope_ratio, stems=("cifar10 resnet34 even 1/", "cifar10 resnet18 even 1/")),
             "cifar100-half": partial(difference, left="cifar100 resnet18 vanilla", right="cifar100 resnet18 even 1/2"),
             "cifar100-8k": lambda o: o.values("cifar100 resnet18 even M=8192", "accuracy"),
-            "imagenet-resnet18-half": lambda o: o.values("imagenet resnet18 half", "accuracy"),
-            "imagenet-resnet34-half": lambda o: o.values("imagenet resnet34 half", "accuracy"),
+            "imagenet-resnet18-half": lambda o: o.values("imagenet resnet18 even 1/2", "accuracy"),
+            "imagenet-resnet34-half": lambda o: o.values("imagenet resnet34 even 1/2", "accuracy"),
             "mpii-even-minus-seq": partial(difference, left="mpii even 1/4", right="mpii seq 1/4", metric="pckh"),
             "mpii-vanilla-minus-even": partial(difference, left="mpii vanilla", right="mpii even 1/4", metric="pckh"),
+            "cifar10-narrow": partial(
+                difference, left="cifar10 resnet18 even 1/8", right="cifar10 resnet18 narrow 1/8"
+            ),
+            "imagenet-pruned": partial(
+                difference, left="imagenet resnet18 even 1/8", right="imagenet resnet18 pruned 1/8"
+            ),
+            "cifar10-implicit-speed": lambda o: [
+                solved / unrolled
+                for solved, unrolled in zip(
+                    o.values("cifar10 msblock deq", "inference_ms"),
+                    o.values("cifar10 msblock even calls=3", "inference_ms"),
+                    strict=True,
+                )
+            ],
             "cifar10-msblock": partial(difference, left="cifar10 msblock even calls=3", right="cifar10 msblock deq"),
             "cifar10-pruned": partial(
                 difference, left="cifar10 resnet18 even 1/16", right="cifar10 resnet18 pruned 1/16"
