@@ -263,6 +263,8 @@ def test_train_ends_with_files_and_figures(run: Path) -> None:
     assert account["env"] == "cartpole"
     assert account["branches"][0]["label"] == "CARL (state)"
     assert len(account["branches"][0]["adaptation"]) == 1
+    # Its baselines went through the target beside it, from the same first state.
+    assert [each["label"] for each in account["branches"]] == ["CARL (state)", "mb-finetune", "pets-scratch"]
     for name in ("source", "adaptation"):
         assert (run / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 

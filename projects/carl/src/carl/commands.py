@@ -168,7 +168,8 @@ def open_phase(
     load_checkpoint(folder, task, MEMBER, "newest")
     if not task.branches:
         raise UserError("--phase", phase, "source: the run has not reached its target yet")
-    return config, [(each.learner, each.voter) for each in task.branches], task.target
+    own = task.branches[: len(task.seeds)]
+    return config, [(each.learner, each.voter) for each in own], task.target
 
 
 def evaluate(config: EvaluateConfig) -> int:

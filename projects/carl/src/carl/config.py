@@ -152,6 +152,9 @@ class TrainConfig(SizeFlags, CautionFlags, RunConfig):
     """Loss of the catastrophe head: the authors' code's, with weighted positives, or plain cross-entropy."""
     adapt_head: AdaptHead = "joint"
     """joint: the head keeps learning in the target; frozen: the source-trained network votes to the end."""
+    against: tuple[Literal["mb-finetune", "mb-frozen", "pets-scratch"], ...] = ("mb-finetune", "pets-scratch")
+    """carl: baselines that go through the target beside it, planned in the same batch, for the table and the figure;
+    nothing for none."""
     separate_sources: bool = False
     """Train methods that look for no catastrophes without the catastrophe head, as the authors do; else all have it."""
     source_range: tuple[float, float] | None = None
@@ -172,6 +175,8 @@ class TrainConfig(SizeFlags, CautionFlags, RunConfig):
         check_range("--tests", self.tests, 0)
         check_range("--seeds", self.seeds, 1)
         check_range("--source-domains", self.source_domains, 1)
+        for name in self.against:
+            check_choice("--against", name, ("mb-finetune", "mb-frozen", "pets-scratch"))
         self.check_caution()
         if self.precision in ("bf16", "fp16"):
             raise UserError("--precision", self.precision, ["auto", "fp32"], "Plans are compared in 32 and 64 bits.")

@@ -25,8 +25,11 @@ def run_figures(
     if source:
         made.append(source_curve(folder / "figures" / "source", {"source": source}))
     if logs and logs[0].adaptation:
-        returns = {branches[0].label: [log.running_maximum() for log in logs]}
-        deaths = {branches[0].label: [[float(c) for c in log.catastrophes()] for log in logs]}
+        returns: dict[str, list[list[float]]] = {}
+        deaths: dict[str, list[list[float]]] = {}
+        for each, log in zip(branches, logs, strict=True):
+            returns.setdefault(each.label, []).append(log.running_maximum())
+            deaths.setdefault(each.label, []).append([float(count) for count in log.catastrophes()])
         made.append(adaptation(folder / "figures" / "adaptation", returns, deaths, f"target {branches[0].target:g}"))
     return made
 

@@ -77,7 +77,7 @@ class CautiousAdaptation(Task):
         device, loss = str(loop.device), self.config.catastrophe_loss
         head = self.config.with_head()
         self.learners = make_learners(self.config.env, self.setting, self.seeds, device, loss, head)
-        self.branches: list[Branch] = []
+        self.branches: list[Branch] = []  # the run's own, one a seed, then those of --against
         self.logs: list[Log] = []
         self.source: list[list[tuple[float, int]]] = []  # [iteration][seed]: mean return, catastrophes
         if loop.folder is not None:
@@ -106,10 +106,11 @@ class CautiousAdaptation(Task):
         found: dict[str, float] = {}
         if config.tests and is_test_point(iteration, setting):
             found |= self._test(iteration)
-        foreseeing = all(each.learner.fitted for each in self.branches)
-        before = [each.learner.copy() for each in self.branches]  # fresh data are foreseen by who has not seen them
-        fits = adapt_iteration(self.branches, self.logs, config.env, self.task, setting, iteration)
-        latest = [log.adaptation[-setting.episodes :] for log in self.logs]
+        own = self.branches[: len(self.seeds)]
+        foreseeing = all(each.learner.fitted for each in own)
+        before = [each.learner.copy() for each in own]  # fresh data are foreseen by who has not seen them
+        fits = adapt_iteration(self.branches, self.logs, config.env, self.task, setting, iteration)[: len(own)]
+        latest = [log.adaptation[-setting.episodes :] for log in self.own_logs]
         episodes = [episode for some in latest for episode in some]
         if foreseeing:
             errors = [each.errors(some) for each, some in zip(before, latest, strict=True)]
@@ -132,11 +133,24 @@ class CautiousAdaptation(Task):
                 branch(learner, risk, self.target, seed, label_of(config.method, risk), fits, frozen)
                 for learner, seed in zip(self.learners, self.seeds, strict=True)
             ]
+        for name in config.against if config.method == "carl" else ():
+            for learner, seed in zip(self.learners, self.seeds, strict=True):
+                if name == "pets-scratch":
+                    device, loss = str(self.loop.device), config.catastrophe_loss
+                    fresh = make_learners(config.env, self.setting, [seed], device, loss)[0]
+                    self.branches.append(Branch(name, fresh, Risk("none"), self.target, seed))
+                else:
+                    self.branches.append(branch(learner, Risk("none"), self.target, seed, name, name != "mb-frozen"))
         self.logs = [Log() for _ in self.branches]
+
+    @property
+    def own_logs(self) -> list[Log]:
+        """Of the run's own method, one a seed."""
+        return self.logs[: len(self.seeds)]
 
     def _test(self, iteration: int) -> dict[str, float]:
         take_tests(self.branches, self.logs, self.config.env, self.task, self.setting, iteration, self.config.tests)
-        episodes = [episode for log in self.logs for episode in log.tests[iteration]]
+        episodes = [episode for log in self.own_logs for episode in log.tests[iteration]]
         return {f"test_{name}": value for name, value in described(episodes).items()}
 
     def evaluate(self) -> dict[str, float]:
@@ -146,10 +160,10 @@ class CautiousAdaptation(Task):
             found["source_return_last_3"] = statistics.fmean(reward for row in self.source[-3:] for reward, _ in row)
             found["source_catastrophes"] = sum(count for row in self.source for _, count in row) / len(self.seeds)
         if self.logs and self.logs[0].adaptation:
-            found["max_return"] = statistics.fmean(log.running_maximum()[-1] for log in self.logs)
-            found["catastrophes"] = statistics.fmean(log.catastrophes()[-1] for log in self.logs)
+            found["max_return"] = statistics.fmean(log.running_maximum()[-1] for log in self.own_logs)
+            found["catastrophes"] = statistics.fmean(log.catastrophes()[-1] for log in self.own_logs)
         if self.logs and self.logs[0].tests:
-            found["test_catastrophes"] = statistics.fmean(log.test_catastrophes() for log in self.logs)
+            found["test_catastrophes"] = statistics.fmean(log.test_catastrophes() for log in self.own_logs)
         return found
 
     def state(self) -> Mapping[str, Any]:
