@@ -123,7 +123,7 @@ def test_factors_that_are_equal_or_nearly_so_do_not_hold_up_the_codes(distance: 
     assert float(duality_gap(X, crowded, codes.alpha, 0.02).max()) < 1e-7
 
 
-def test_double_precision_is_reached_by_way_of_single_and_from_any_start() -> None:
+def test_double_precision_is_exact_and_reached_from_any_start() -> None:
     X, phi = problem(19, k=60, b=50)
     codes = solve(X, phi, LAM, tol=1e-9, kernel="words")
     assert codes.alpha.dtype == torch.float64

@@ -18,8 +18,6 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-NEAR = 0.5  # share of lam from which on a correlation makes a factor one to be looked at in every round
-ROUGH = 1e-4  # tolerance of the codes that double precision begins with
 SWEEPS = 60  # of coordinate descent, before linear systems are tried
 SYSTEMS = 200  # linear systems a visit to a working set, at most
 
@@ -35,9 +33,6 @@ def solve_words(
 ) -> tuple[NDArray[np.floating], NDArray[np.floating], int]:
     """Codes of many words.
 
-    In double precision the codes in single precision are found first and then made exact: most of the time goes into
-    reading the Gram matrix, which is half as long there.
-
     Args:
         push: [B, K] Phi' x of every word. gram: [K, K] Phi' Phi, of the same type.
         lam: weight of the activations, positive. tol: largest violation of optimality, over lam.
@@ -49,10 +44,6 @@ def solve_words(
     """
     if not len(push):
         return np.zeros_like(push), np.zeros(0, push.dtype), 0
-    before = 0
-    if start is None and push.dtype == np.float64:
-        rough = max(tol, ROUGH)
-        start, _, before = solve_words(push.astype(np.float32), gram.astype(np.float32), lam, rough, rounds, threads)
     alpha = np.zeros_like(push) if start is None else start.astype(push.dtype)
     gaps = np.zeros(len(push), push.dtype)
     cuts = np.linspace(0, len(push), min(threads, len(push)) + 1).astype(int)
@@ -63,9 +54,9 @@ def solve_words(
         return int(_solve_rows(push[low:high], gram, lam, tol * lam, rounds, alpha[low:high], gaps[low:high]))
 
     if len(parts) == 1:
-        return alpha, gaps, before + share(parts[0])
+        return alpha, gaps, share(parts[0])
     with ThreadPoolExecutor(len(parts)) as pool:
-        return alpha, gaps, before + max(pool.map(share, parts))
+        return alpha, gaps, max(pool.map(share, parts))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -75,18 +66,12 @@ def _solve_rows(push, gram, lam, goal, rounds, alpha, gaps):  # pyright: ignore
     slack = np.empty(K, push.dtype)  # phi_j . r - lam
     chosen = np.empty(K, np.int64)  # the working set, its first s entries
     inside = np.zeros(K, np.bool_)
-    near = np.empty(K, np.int64)  # factors looked at in every round, the first n entries; all are before the end
-    known = np.zeros(K, np.bool_)
     most = 0
     for row in range(push.shape[0]):
-        size, used, n = 0, 0, 0
+        size, used = 0, 0
         inside[:] = False
         for j in range(K):
             slack[j] = push[row, j] - lam
-            known[j] = alpha[row, j] > 0 or push[row, j] > NEAR * lam
-            if known[j]:
-                near[n] = j
-                n += 1
             if alpha[row, j] > 0:
                 chosen[size] = j
                 inside[j] = True
@@ -99,11 +84,9 @@ def _solve_rows(push, gram, lam, goal, rounds, alpha, gaps):  # pyright: ignore
             line = gram[chosen[i]]
             for j in range(K):
                 slack[j] -= value * line[j]
-        whole = True  # the slack of all factors is up to date, not of the near ones alone
         while True:
             worst = 0.0
-            for q in range(n):
-                j = near[q]
+            for j in range(K):
                 if not inside[j] and slack[j] > worst:
                     worst = slack[j]
             stuck = 0.0  # violation within the working set, by the slack of all factors
@@ -111,29 +94,7 @@ def _solve_rows(push, gram, lam, goal, rounds, alpha, gaps):  # pyright: ignore
                 excess = slack[chosen[i]]
                 stuck = max(stuck, abs(excess) if values[i] > 0 else excess)
             if max(worst, stuck) <= goal or used == rounds:
-                if not whole:
-                    for j in range(K):
-                        slack[j] = push[row, j] - lam
-                    for i in range(size):
-                        if values[i] > 0:
-                            value = push.dtype.type(values[i])
-                            line = gram[chosen[i]]
-                            for j in range(K):
-                                slack[j] -= value * line[j]
-                    whole = True
-                far = 0.0
-                for j in range(K):
-                    if not known[j] and slack[j] > goal:  # overlooked so far
-                        far = max(far, slack[j])
-                        near[n] = j
-                        n += 1
-                        known[j] = True
-                if far > goal and used < rounds:
-                    continue
-                gaps[row] = max(worst, stuck, far)
-                for j in range(K):
-                    if not inside[j] and slack[j] > gaps[row]:
-                        gaps[row] = slack[j]
+                gaps[row] = max(worst, stuck)
                 break
             used += 1
             # Those that push hardest join; factors whose activation went back to zero leave, to keep the set small.
@@ -146,9 +107,8 @@ def _solve_rows(push, gram, lam, goal, rounds, alpha, gaps):  # pyright: ignore
                 else:
                     inside[j] = False
             size = kept
-            bar = max(goal, 0.3 * worst) if used < 6 else goal
-            for q in range(n):
-                j = near[q]
+            bar = max(goal, 0.3 * worst) if used < 2 else goal
+            for j in range(K):
                 if not inside[j] and slack[j] > bar:
                     chosen[size] = j
                     inside[j] = True
@@ -164,16 +124,15 @@ def _solve_rows(push, gram, lam, goal, rounds, alpha, gaps):  # pyright: ignore
                     coupling[i, k] = gram[chosen[i], chosen[k]]
             _descend(values, excess_, coupling, 0.3 * goal)
             # Afresh from the activations: no rounding piles up.
-            for q in range(n):
-                slack[near[q]] = push[row, near[q]] - lam
+            for j in range(K):
+                slack[j] = push[row, j] - lam
             for i in range(size):
                 value = push.dtype.type(values[i])
                 values[i] = value
                 if value > 0:
                     line = gram[chosen[i]]
-                    for q in range(n):
-                        slack[near[q]] -= value * line[near[q]]
-            whole = n == K
+                    for j in range(K):
+                        slack[j] -= value * line[j]
         for i in range(size):
             alpha[row, chosen[i]] = values[i]
         most = max(most, used)

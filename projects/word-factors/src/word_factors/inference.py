@@ -258,14 +258,12 @@ def solve(
                 used = max(used, more)
         parts.append(alpha)
         rounds = max(rounds, used)
-    alpha = torch.cat(parts).T.contiguous() if parts else X.new_zeros(phi.shape[1], 0)
-    if (
-        gaps and X.device.type == "cpu"
-    ):  # the kernel has looked at all K factors; a code is sparse, and so is what rebuilds its vector
+    codes = torch.cat(parts) if parts else X.new_zeros(0, phi.shape[1])  # [B, K]
+    alpha = codes.T
+    if gaps and X.device.type == "cpu":  # the kernel has looked at all K factors; a code is sparse: so is what it makes
         from scipy import sparse
 
-        rows: Any = sparse.csr_array(alpha.T.numpy())
-        made: Any = rows @ phi.T.numpy()
+        made: Any = sparse.csr_array(codes.numpy()) @ phi.T.numpy()
         return Codes(alpha, X - torch.from_numpy(made).T, torch.cat(gaps), rounds)
     residual = X - phi @ alpha
     return Codes(alpha, residual, kkt_gap(alpha, phi.T @ residual, lam), rounds)
