@@ -258,7 +258,7 @@ def solve(
                 used = max(used, more)
         parts.append(alpha)
         rounds = max(rounds, used)
-    codes = torch.cat(parts) if parts else X.new_zeros(0, phi.shape[1])  # [B, K]
+    codes = parts[0] if len(parts) == 1 else torch.cat(parts) if parts else X.new_zeros(0, phi.shape[1])  # [B, K]
     alpha = codes.T
     if gaps and X.device.type == "cpu":  # the kernel has looked at all K factors; a code is sparse: so is what it makes
         from scipy import sparse
