@@ -492,3 +492,19 @@ def test_memory_is_that_of_a_batch(small_run: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < large.vectors.nbytes / 2
+
+
+def test_top_words_can_be_weighted_by_frequency_and_matches_show_their_quantiles(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = []
+    for weight in ("alpha", "sqrt"):
+        out = tmp_path / f"{weight}.csv"
+        flags = ["--device", "cpu", "--quiet", "--count", "0", "--out", str(out), "--weight", weight]
+        assert main(["factors", str(small_run), *flags]) == 0
+        tables.append(out.read_text())
+    assert tables[0] != tables[1]
+    assert main(["reliability", str(small_run), str(small_run), "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    for level in ("10 %", "25 %", "50 %", "75 %", "90 %"):
+        assert level in shown

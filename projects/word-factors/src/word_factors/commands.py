@@ -140,7 +140,7 @@ def factors(config: FactorsConfig) -> int:
         "random": np.random.default_rng(config.seed).permutation(run.model.K),
         "reliability": np.argsort(-(found if found is not None else use), kind="stable"),
     }[config.sort]
-    tops = all_top_words(run.codes, run.embedding, config.words, config.min_rank)
+    tops = all_top_words(run.codes, run.embedding, config.words, config.min_rank, config.weight)
     names, labels = factor_names(run), run.labels
 
     def row(j: int) -> tuple[object, ...]:
@@ -284,10 +284,11 @@ def reliability(config: ReliabilityConfig) -> int:
         best.append(found.best)
         shares = (f"{100 * found.share(threshold):.0f} %" for threshold in (0.6, 0.8, 0.9))
         body.append(
-            (other.folder.name, found.mean, found.quantiles()[0.5], *shares, found.assigned_mean, control.mean())
+            (other.folder.name, found.mean, *found.quantiles().values(), *shares, found.assigned_mean, control.mean())
         )
     what = "dictionaries" if same_space else "activations over shared words"
-    columns = ("run", "mean best cosine", "median", "> 0.6", "> 0.8", "> 0.9", "one to one", "control")
+    quantiles = (f"{100 * level:g} %" for level in found.quantiles())
+    columns = ("run", "mean best cosine", *quantiles, "> 0.6", "> 0.8", "> 0.9", "one to one", "control")
     print_table(f"factors of {first.folder.name} found again, by {what}", columns, body, config.quiet)
     mean = np.mean(best, axis=0)
     names = factor_names(first)

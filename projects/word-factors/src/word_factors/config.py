@@ -259,6 +259,8 @@ class FactorsConfig(RunChoice):
     """Runs on the same vectors under other seeds, for the reliability beside each name."""
     min_rank: int | None = None
     """Only words among this many most frequent ones."""
+    weight: Literal["alpha", "sqrt"] = "alpha"
+    """Top words by their activation, or by it times the root of the word's frequency."""
     seed: int = 0
     """Seed of the order `random`."""
     out: Path | None = None
