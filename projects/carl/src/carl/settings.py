@@ -13,7 +13,6 @@ from typing import Literal
 from shared.config import UserError, check_range
 
 TESTS = (0, 2, 4, 6, 8)  # adaptation iterations before which a policy is tested; once more after the last
-ENVIRONMENTS = ("cartpole", "duckietown", "half-cheetah", "baoding")
 
 
 @dataclass(frozen=True)
