@@ -176,6 +176,18 @@ def test_missing_data_are_refused_before_anything_runs(tmp_path: Path) -> None:
         WordFactorsStudy().cells(ReproduceConfig(preset="gpu", data_root=tmp_path))
     names = {cell.name for cell in WordFactorsStudy().cells(ReproduceConfig(preset="smoke", data_root=tmp_path))}
     assert names == {"factors"}
+    with pytest.raises(UserError, match="wiki44"):
+        WordFactorsStudy().cells(ReproduceConfig(preset="cpu-long", data_root=tmp_path))
+
+
+def test_the_long_preset_is_the_corpus_and_the_short_one_the_rest(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("word_factors.experiments.check_data", lambda names, config: None)
+    short, long = (
+        {cell.name for cell in WordFactorsStudy().cells(ReproduceConfig(preset=preset, data_root=tmp_path))}
+        for preset in ("cpu", "cpu-long")
+    )
+    assert short == {"factors"}
+    assert long == {f"wiki44 {embedder}" for embedder in EMBEDDERS}
 
 
 def test_the_study_imports_no_torch() -> None:

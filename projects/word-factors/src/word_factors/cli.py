@@ -159,7 +159,8 @@ def evaluate(config: EvaluateConfig) -> int:
 def reproduce(config: ReproduceConfig) -> int:
     """Run the experiments behind the paper's claims, judge them, write results/<preset>.json and the figures.
 
-    Presets: smoke, cpu, gpu, paper. Exits with 1 if a gated claim fails. Finished runs are kept and not run again.
+    Presets: smoke, cpu, cpu-long, gpu, paper. Exits with 1 if a gated claim fails. Finished runs are kept and not run
+    again.
     """
     from shared.claims import reproduce as run
     from word_factors.experiments import WordFactorsStudy

@@ -1,7 +1,8 @@
 """The experiments behind the claims: which cells a preset runs, what is computed from them. Imports no torch.
 
 Cells `factors` learn a dictionary of one embedding under several seeds; cells `wiki44 ...`, one a method, train vectors
-on one corpus, which takes longest, and learn a dictionary of them under every seed. Dictionaries and codes travel
+on one corpus, which takes longest, and learn a dictionary of them under every seed: on the CPU these belong to the
+preset cpu-long. Dictionaries and codes travel
 inside the outcomes, so that seeds and embeddings can be compared.
 """
 
@@ -18,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.claims import Cell, Missing, Outcomes, ReproduceConfig, Study
+from shared.claims import LADDER, Cell, Ladder, Missing, Outcomes, ReproduceConfig, Study
 from shared.config import UserError, from_json
 from word_factors.config import EMBEDDERS, TrainConfig
 from word_factors.packing import unpack, unpack_codes
@@ -32,7 +33,7 @@ from word_factors.reliability import (
     times_found,
 )
 
-SEEDS = {"smoke": 2, "cpu": 3, "gpu": 5, "paper": 2}
+SEEDS = {"smoke": 2, "cpu": 3, "cpu-long": 3, "gpu": 5, "paper": 2}
 BOOSTED = {"gram5": "gram5-present-participle", "gram7": "gram7-past-tense", "gram9": "gram9-plural-verbs"}
 SHOWN = ("3CosAdd", "boost", "group-boost", "random", "base+offset", "3CosAvg", "LRCos")
 VECTOR_EPOCHS = {"cbow": 5, "sg": 5, "fasttext": 5, "glove": 15}  # of wiki44
@@ -83,17 +84,18 @@ class WordFactorsStudy(Study):
 
     member: ClassVar[str] = "word-factors"
     package: ClassVar[str] = "word_factors"
+    presets: ClassVar[tuple[Ladder, ...]] = LADDER
     libraries: ClassVar[tuple[str, ...]] = ("gensim", "scikit-learn", "scipy", "numba")
 
     def cells(self, config: ReproduceConfig) -> list[Cell]:
         from shared.data import data_root
 
-        planned = factor_cells(config.preset)
+        planned = {} if config.preset == "cpu-long" else factor_cells(config.preset)
         if config.preset == "paper":  # frequencies from text8, as published; by rank where it is not at hand
             root = data_root(config.data_root)
             text8 = next((root / name for name in TEXT8 if (root / name).exists()), None)
             planned["factors"] |= {} if text8 is None else {"counts": str(text8)}
-        vectors = corpus_cells(config.preset) if config.preset in ("cpu", "gpu") else {}
+        vectors = corpus_cells(config.preset) if config.preset in ("cpu-long", "gpu") else {}
         check_data({str(fields["data"]) for fields in (*planned.values(), *vectors.values())}, config)
         seeds = config.seeds or SEEDS[config.preset]
         # Vectors take longest: first, so that no core waits for the last of them.
@@ -104,7 +106,7 @@ class WordFactorsStudy(Study):
     def absent(self, config: ReproduceConfig) -> Mapping[str, str]:
         from shared.data import data_root
 
-        if config.preset == "smoke":
+        if config.preset in ("smoke", "cpu-long"):
             return {}
         root = data_root(config.data_root)
         wanted = {
@@ -124,7 +126,7 @@ class WordFactorsStudy(Study):
         fields = dict(cell.settings)
         dictionaries = fields.pop("dictionaries", None)
         flags = {"seed": cell.seed, "device": config.device, "quiet": True}
-        settings = from_json(TrainConfig, {**fields, **flags, "preset": config.preset, "data_root": config.data_root})
+        settings = from_json(TrainConfig, {**fields, **flags, "preset": config.scale, "data_root": config.data_root})
         if dictionaries is None:
             source = _source(dataclasses.replace(settings, seed=0))
             return measure_factors(settings, source, thorough=config.preset != "smoke")
