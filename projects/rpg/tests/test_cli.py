@@ -17,10 +17,10 @@ from rpg.baseline_names import BASELINES
 from rpg.cli import app, main
 from rpg.commands import sweep_cells
 from rpg.config import TRAIN_PRESETS, SweepConfig
-from rpg.data.names import CIFAR10
 from rpg.hosts.names import HOST_DESCRIPTIONS
 from rpg.tasks import NetworkTask
 from rpg.train import train
+from shared.image_names import CIFAR10
 
 VERBS = (
     "train",

@@ -94,7 +94,7 @@ def inspect(config: InspectConfig) -> int:
         if min(config.image) < 1:
             raise UserError("--image", config.image, "three positive numbers: channels, side, classes")
     else:
-        from rpg.data.images import image_shape
+        from rpg.data.names import image_shape
 
         shape = Shape(*image_shape(config.data))
     fields = {field.name for field in dataclasses.fields(TrainConfig)}

@@ -455,8 +455,8 @@ class RpgStudy(Study):
 @lru_cache(maxsize=4)
 def _loaded(data: DataName, root: Path | None, max_train: int | None, max_test: int | None, seed: int) -> Any:
     """A data set, read once a process: reading takes as long as training a perceptron."""
-    from rpg.data.images import load
     from shared.data import data_root
+    from shared.images import load
 
     return load(data, data_root(root), max_train=max_train, max_test=max_test, seed=seed)
 

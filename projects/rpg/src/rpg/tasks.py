@@ -16,7 +16,6 @@ from rpg.analysis import mean_absolute_cosine
 from rpg.baselines import RandomSubspace, pruning_rounds
 from rpg.config import TrainConfig
 from rpg.data.augment import augmentation, normalise
-from rpg.data.images import ImageData, load
 from rpg.data.names import DENSE, POSE, fingerprint
 from rpg.hosts.hourglass import Hourglass, decode, heatmaps, intermediate_loss, pckh
 from rpg.hosts.msblock import MSBlockNet
@@ -28,6 +27,7 @@ from rpg.wrap import RPGModel
 from shared.config import UserError
 from shared.data import Batches, data_root
 from shared.device import Timer
+from shared.images import ImageData, load
 from shared.loop import Loop, Task
 
 PRUNE_AT = (0.5, 0.65, 0.8)  # of the run: pruning at once at the first, or in three rounds; the rest is fine-tuning

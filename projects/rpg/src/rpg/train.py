@@ -15,7 +15,6 @@ from tqdm import tqdm
 from rpg.compress import prune_ring, quantized
 from rpg.config import TrainConfig
 from rpg.data.corruptions import CORRUPTIONS, corrupt
-from rpg.data.images import ImageData
 from rpg.flops import macs
 from rpg.networks import Network
 from rpg.security import KEYS, with_key
@@ -25,6 +24,7 @@ from shared.checkpoint import save_atomically
 from shared.cli import override, print_table
 from shared.config import UserError
 from shared.device import Timer
+from shared.images import ImageData
 from shared.loop import Loop, load_checkpoint
 from shared.run import RunFolder, saved_config
 

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from shared.config import check_choice
 
 if TYPE_CHECKING:
-    from rpg.data.images import ImageData
+    from shared.images import ImageData
 
 KINDS = ("none", "flip", "crop-flip")
 PAD = 4  # pixels on each side, as everyone does on CIFAR

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rpg.data.files import open_image
 from rpg.data.names import DENSE, PLACES
 from shared.config import UserError, check_choice
 from shared.data import require
+from shared.image_files import open_image
 
 Triple = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]  # images, depth, normals, valid
 

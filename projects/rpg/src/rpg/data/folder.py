@@ -10,11 +10,11 @@ import numpy as np
 from torch.utils.data import Subset
 
 from rpg.data.augment import KINDS
-from rpg.data.files import open_image
-from rpg.data.images import balanced
 from rpg.data.names import PLACES
 from shared.config import UserError, check_choice
 from shared.data import require
+from shared.image_files import open_image
+from shared.images import balanced
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rpg.data.files import open_image
 from rpg.data.names import PLACES, POSE
 from shared.config import UserError, check_choice
 from shared.data import require
+from shared.image_files import open_image
 
 # Joints in an order like MPII's, without thorax and pelvis: head top and neck give the head's length.
 JOINTS = (

@@ -15,12 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rpg.data import files
-from rpg.data.names import CIFAR10, DATA, DENSE, PLACES, POSE, SHAPES, DataName
+from shared import image_files as files
 from shared.config import UserError, check_choice
 from shared.data import require
-
-__all__ = ["ImageData", "image_shape", "load"]
+from shared.image_names import CIFAR10, IMAGE_SETS, PLACES, SHAPES, ImageSet
 
 
 @dataclass(frozen=True)
@@ -44,19 +42,13 @@ class ImageData:
     std: tuple[float, ...]
 
 
-def image_shape(name: str) -> tuple[int, int, int]:
-    """Channels, side in pixels and outputs of a data set, without loading it."""
-    check_choice("--data", name, DATA)
-    return SHAPES[name]  # pyright: ignore[reportArgumentType]
-
-
 def load(
-    name: DataName, root: Path, *, max_train: int | None = None, max_test: int | None = None, seed: int = 0
+    name: ImageSet, root: Path, *, max_train: int | None = None, max_test: int | None = None, seed: int = 0
 ) -> ImageData:
     """A data set by name.
 
     Args:
-        name: one of `DATA` that is for classification and fits in memory.
+        name: one of `IMAGE_SETS`. The embedded ones come with the extra `shared[images]`.
         root: the data root; embedded sets do not look at it.
         max_train, max_test: use so many samples, the same number of each class (to one).
         seed: which ones.
@@ -64,8 +56,7 @@ def load(
     Raises:
         UserError: unknown name, missing or damaged files (which, and what is expected), more samples than there are.
     """
-    valid = [other for other in DATA if other not in (*POSE, *DENSE, "imagefolder")]
-    check_choice("--data", name, valid)
+    check_choice("--data", name, IMAGE_SETS)
     x_train, y_train, x_test, y_test, classes, label = _READERS[name](root)
     check_labels(name, root, y_train, y_test, classes)
     chosen = balanced(y_train, max_train, seed, "--max-train")
@@ -91,7 +82,7 @@ def load(
 
 
 def check_labels(
-    name: DataName, root: Path, y_train: NDArray[np.int64], y_test: NDArray[np.int64], classes: Sequence[str]
+    name: ImageSet, root: Path, y_train: NDArray[np.int64], y_test: NDArray[np.int64], classes: Sequence[str]
 ) -> None:
     """Refuse files whose labels are not those of the data set: a class that no sample has, or one too many."""
     outputs = SHAPES[name][2]
