@@ -1,0 +1,300 @@
+"""What a step is: a batch of the stream, the context of the day, one update."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from shared.config import RunFailed, UserError
+from shared.loop import Loop, Task
+from superposition.baselines.agem import AGEM
+from superposition.baselines.ewc import EWC
+from superposition.baselines.regulariser import Regulariser
+from superposition.baselines.si import SI
+from superposition.build import make_network, make_stream, model_spec, schedule_of
+from superposition.config import TrainConfig
+from superposition.contexts import Index, derived_seed
+from superposition.metrics import accuracy, backward_transfer, forgetting, off_diagonal, select_context
+from superposition.nets import Superposed
+from superposition.streams import Rotating
+
+SHOWN_TASKS = 50  # at the end so many are measured, spread evenly where there are more
+COMPARED = 16  # contexts whose cosines are looked at
+PROBES = 200  # test images that the noise of a layer is measured on
+
+
+class Spec:
+    """The part of a checkpoint that says which contexts its weights are bound to."""
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        self.spec = dict(spec)
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.spec)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, mine in self.spec.items():
+            if state.get(name) != mine:
+                raise UserError(f"checkpoint: {name}", state.get(name), f"{mine}, as this run's config says")
+
+
+class Record:
+    """What a run has measured so far.
+
+    Attributes:
+        history: [step, accuracy on the first task, on the current one]. ends: accuracy on task j right after it.
+        after: rows of accuracies on all tasks so far, after each (`--matrix`). used: contexts that were trained.
+        anchor: weights of the contextual layers after the first task.
+    """
+
+    def __init__(self) -> None:
+        self.history: list[list[float]] = []
+        self.ends: list[float] = []
+        self.after: list[list[float]] = []
+        self.used: list[int] = []
+        self.anchor: list[Tensor] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name in vars(self):
+            setattr(self, name, state[name])
+
+
+class StreamTask(Task):
+    """Learns a stream."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+
+    def start(self, loop: Loop) -> None:
+        config = self.config
+        self.loop, self.device = loop, loop.device
+        self.stream = make_stream(config, loop.device)
+        self.schedule = schedule_of(config, self.stream)
+        self.network = make_network(config).to(loop.device)
+        self.optimizer = self._make_optimizer()
+        self.trained, self.prepared = loop.prepare(self.network, self.optimizer)
+        self.regulariser = self._make_regulariser()
+        self.record = Record()
+        self._used: set[int] = set()
+        self._tests: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        c, parameters = self.config, self.network.parameters()
+        if c.optimizer == "adam":
+            return torch.optim.Adam(parameters, lr=c.lr, weight_decay=c.weight_decay)
+        if c.optimizer == "sgd":
+            return torch.optim.SGD(parameters, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
+        return torch.optim.RMSprop(
+            parameters, lr=c.lr, alpha=0.99, eps=1e-8, momentum=c.momentum, weight_decay=c.weight_decay
+        )
+
+    def _make_regulariser(self) -> Regulariser:
+        c = self.config
+        if c.method == "ewc":
+            return EWC(self.network, c.strength, c.fisher, c.consolidation, c.gamma, c.seed)
+        if c.method == "si":
+            return SI(self.network, c.strength, c.xi)
+        if c.method == "agem":
+            return AGEM(self.network, 256, c.seed)
+        return Regulariser(self.network)
+
+    def state(self) -> Mapping[str, Any]:
+        self.record.used = sorted(self._used)
+        return {
+            "spec": Spec(model_spec(self.config)), "network": self.network, "optimizer": self.optimizer,
+            "baseline": self.regulariser, "record": self.record,
+        }  # fmt: skip
+
+    # a step ----------------------------------------------------------------------------------------------------------
+
+    def context(self, t: int) -> Index:
+        """Context of step t."""
+        return self.schedule(t)
+
+    def step(self, batch: Any) -> dict[str, Any]:
+        t = self.loop.step
+        x, y = self._batch(t)
+        k = self.context(t)
+        self.network.set_context(k)
+        self.network.train()
+        if not isinstance(k, Tensor):
+            self._used |= {int(k)}  # a run's contexts are few
+        watched = (t + 1) % self.config.log_every == 0
+        before = [p.detach().clone() for p in self.network.parameters()] if watched else []
+        metrics = self.loop.update((x, y), self._loss, self.prepared, observe=self.regulariser.gradient)
+        self.regulariser.after_step()
+        if watched:
+            moved = [(p.detach() - b).square().sum() for p, b in zip(self.network.parameters(), before, strict=True)]
+            metrics["step_norm"] = torch.stack(moved).sum().sqrt()
+        metrics["task"] = float(self.stream.task(t))
+        if (t + 1) % self.stream.period == 0 and not isinstance(self.stream, Rotating):
+            self._end_task(self.stream.task(t))
+        return metrics
+
+    def _batch(self, t: int) -> tuple[Tensor, Tensor]:
+        if self.config.method != "joint":
+            return self.stream.batch(t)
+        j = derived_seed(self.config.seed, "joint", t) % self.stream.tasks
+        return self.stream.of_task(j, self.stream.chosen(t, self.stream.size(j), j))
+
+    def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = batch
+        return F.cross_entropy(self.trained(x), y)
+
+    def _end_task(self, j: int) -> None:
+        """A task is over: baselines take stock, its accuracy is kept."""
+        count = {"ewc": self.config.fisher_samples, "agem": self.config.memory}.get(self.config.method, 1)
+        if self.config.method in ("ewc", "si", "agem"):
+            self.regulariser.end_task(*self.stream.sample(j, count, 0))
+        if self.config.matrix:
+            self.record.after.append([self.on_task(i) for i in range(j + 1)])
+        if len(self.record.ends) == j:
+            self.record.ends.append(self.record.after[-1][j] if self.config.matrix else self.on_task(j))
+        if j == 0 and isinstance(self.network, Superposed):
+            self.record.anchor = [layer.weight.detach().clone() for _, layer in self.network.layers()]  # pyright: ignore
+
+    # measuring -------------------------------------------------------------------------------------------------------
+
+    def test(self, j: int) -> tuple[Tensor, Tensor]:
+        """Test set of task j; the first one's is kept."""
+        if j not in self._tests:
+            found = self.stream.test(j)
+            if j:
+                return found
+            self._tests[j] = found
+        return self._tests[j]
+
+    def key(self, j: int) -> int:
+        """Context under which task j is measured: the one it was learned in."""
+        if self.config.method == "joint" or self.config.schedule == "constant":
+            return 0
+        if self.config.schedule == "task":
+            return j
+        return self.context(j * self.stream.period)  # pyright: ignore[reportReturnType]
+
+    def on_task(self, j: int, k: Index | None = None) -> float:
+        """Accuracy on task j, under its own context unless another is given."""
+        return accuracy(self.network, *self.test(j), self.key(j) if k is None else k)
+
+    def first(self) -> float:
+        """The paper's ordinate: accuracy on the first task, or on upright images where they turn."""
+        if isinstance(self.stream, Rotating):
+            return accuracy(self.network, *self.stream.upright(), 0)
+        return self.on_task(0)
+
+    def evaluate(self) -> dict[str, float]:
+        t = max(0, self.loop.step - 1)
+        j = self.stream.task(t)
+        metrics = {"task1": self.first(), "current": self.on_task(j)}
+        self.record.history.append([float(self.loop.step), metrics["task1"], metrics["current"]])
+        metrics |= self.noise()
+        if (total := self.loop.total) and self.loop.step >= total:
+            metrics |= self.final()
+        return metrics
+
+    @torch.no_grad()
+    def noise(self) -> dict[str, float]:
+        """Of every contextual layer, what later tasks have added to the first task's pre-activations, relative to what
+        these were: |(W - W_1) C_0 x| / |W_1 C_0 x|, W_1 the weights right after it, x its test images."""
+        if not self.record.anchor or not isinstance(self.network, Superposed) or self.config.is_complex:
+            return {}
+        layers = list(self.network.layers())
+        seen: dict[str, Tensor] = {}
+
+        def note(name: str) -> Any:
+            return lambda layer, arguments: seen.__setitem__(name, arguments[0])
+
+        handles = [layer.register_forward_pre_hook(note(name)) for name, layer in layers]
+        was, before = self.network.training, self.network.k
+        self.network.eval()
+        self.network.set_context(0)
+        x = self.stream.upright()[0] if isinstance(self.stream, Rotating) else self.test(0)[0]
+        self.network(x[:PROBES])
+        for handle in handles:
+            handle.remove()
+        found: dict[str, float] = {}
+        for (name, layer), anchor in zip(layers, self.record.anchor, strict=True):
+            then = {"weight": anchor.to(seen[name]), "bias": None}
+            now = {"weight": layer.weight, "bias": None}
+            old, new = (torch.func.functional_call(layer, w, (seen[name],)) for w in (then, now))  # pyright: ignore
+            found[f"noise/{name}"] = float((new - old).norm() / old.norm().clamp(min=1e-12))
+        self.network.set_context(before)
+        self.network.train(was)
+        return found
+
+    def shown(self) -> list[int]:
+        """Tasks that are measured at the end."""
+        count = self.stream.tasks
+        if count <= SHOWN_TASKS:
+            return list(range(count))
+        return sorted({round(i * (count - 1) / (SHOWN_TASKS - 1)) for i in range(SHOWN_TASKS)})
+
+    def keys(self) -> list[int]:
+        """Keys of the measured tasks."""
+        return [self.key(j) for j in self.shown()]
+
+    def key_matrix(self) -> list[list[float | None]]:
+        """Accuracy under key i on task j; None in the rows of keys that were never trained."""
+        rows: list[list[float | None]] = []
+        tests = [self.test(j) for j in self.shown()]
+        for k in self.keys():
+            if int(k) not in self._used:
+                rows.append([None] * len(tests))
+            else:
+                rows.append([accuracy(self.network, x, y, k) for x, y in tests])
+        return rows
+
+    def final(self) -> dict[str, float]:
+        """All tasks at the end, each under its own key; tasks whose key was never trained are left out."""
+        shown = self.shown()
+        own = {j: self.on_task(j) for j in shown if self.key(j) in self._used or self.config.schedule == "continuous"}
+        metrics: dict[str, float] = {}
+        if own:
+            metrics |= {"average": sum(own.values()) / len(own), "worst": min(own.values())}
+        metrics["untrained"] = float(len(shown) - len(own))
+        ends = self.record.ends
+        if len(ends) == len(shown) > 1 and len(own) == len(shown):
+            metrics["task1_loss"] = ends[0] - own[0]
+            if self.record.after:
+                metrics["forgetting"] = forgetting(self.record.after)
+                metrics["backward_transfer"] = backward_transfer(self.record.after)
+        if isinstance(self.network, Superposed) and self.config.active_kind != "none" and self.config.limit != 1:
+            ks = sorted(self._used)[:COMPARED]
+            cosines = [family.collisions(ks) for family in self.network.families()]
+            metrics["context_cosine"] = sum(cosines) / len(cosines)
+        return metrics
+
+    def wrong_context(self) -> float | None:
+        """Mean accuracy on tasks under the keys of others; None where there is one key."""
+        keys = self.keys()
+        return off_diagonal(self.key_matrix()) if len(set(keys)) == len(keys) > 1 else None
+
+    def selection(self, batch: int = 128) -> float:
+        """Share of test batches whose task is found as the context of least entropy."""
+        right, count = 0, 0
+        ks = [k for k in self.keys() if int(k) in self._used]
+        for j in self.shown():
+            if self.key(j) not in ks:
+                continue
+            for x in self.test(j)[0].split(batch):
+                if len(x) == batch:
+                    right += select_context(self.network, x, ks) == self.key(j)
+                    count += 1
+        if not count:
+            raise UserError("--select-batch", batch, "at most the size of the test set")
+        return right / count
+
+    def restored(self) -> None:
+        """After a checkpoint was loaded: take up the set of used contexts."""
+        self._used = set(self.record.used)
+
+    def named_failure(self, failed: RunFailed) -> RunFailed:
+        """The same failure with the task named."""
+        return RunFailed(f"{failed} It was in task {self.stream.task(self.loop.step - 1)} of the stream.")

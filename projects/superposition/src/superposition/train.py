@@ -1,0 +1,163 @@
+"""One training run from a config: the table, the figures, the model file."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from shared.checkpoint import load_plain, save_atomically
+from shared.cli import override, print_table
+from shared.config import RunFailed, UserError
+from shared.image_names import fingerprint
+from shared.loop import Loop, load_checkpoint
+from shared.run import RunFolder, saved_config, write_json
+from superposition.build import model_spec, root_of
+from superposition.config import TrainConfig
+from superposition.nets import count_parameters
+from superposition.task import StreamTask
+
+MEMBER = "superposition"
+MATRIX_FILE = "matrix.json"
+
+
+def resolved(config: TrainConfig) -> TrainConfig:
+    """The config with its number of steps."""
+    return dataclasses.replace(config, steps=config.planned_steps)
+
+
+class RunTask(StreamTask):
+    """The task of `train`, which also keeps what its data were."""
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "data": _Data(self)}
+
+
+class _Data:
+    """Refuses to go on with a run on other data than it was begun with."""
+
+    def __init__(self, task: StreamTask) -> None:
+        self.task = task
+
+    def state_dict(self) -> dict[str, str]:
+        return {"print": fingerprint(self.task.config.data, root_of(self.task.config))}
+
+    def load_state_dict(self, state: dict[str, str]) -> None:
+        if state != self.state_dict():
+            raise UserError("--data-root", root_of(self.task.config), "the data that the run was begun with")
+        self.task.restored()
+
+
+def train(config: TrainConfig) -> int:
+    """Train, print the table, draw the figures. Returns the exit code."""
+    from superposition.figures import run_figures
+
+    task = RunTask(resolved(config))
+    loop = Loop(task, task.config, MEMBER)
+    assert isinstance(loop.folder, RunFolder)
+    folder = loop.folder.path
+    try:
+        summary = loop.run()
+    except RunFailed as failed:
+        raise task.named_failure(failed) from None
+    matrix = task.key_matrix()
+    wrong = task.wrong_context()
+    write_json(folder / MATRIX_FILE, {"tasks": task.shown(), "keys": task.keys(), "accuracy": matrix})
+    figures = run_figures(folder, task, matrix)
+    rows = account(task)
+    print_table(f"{label(task.config)}: {summary['status']}", ("", "value"), rows, config.quiet)
+    shown = {name: value for name, value in summary["metrics"].items() if not name.startswith("noise/")}
+    if wrong is not None:
+        shown["under another's key"] = wrong
+    print_table("measured on the test sets", ("metric", "value"), list(shown.items()), config.quiet)
+    if not config.quiet:
+        print(f"run folder: {folder}")
+        for path in figures:
+            print(f"figure: {path}")
+    return 0
+
+
+def label(config: TrainConfig) -> str:
+    """What a run is, in a few words."""
+    method = f"{config.kind} superposition" if config.method == "psp" else config.method
+    return f"{method} on {config.stream} ({config.data}), {config.tasks} x {config.period} steps"
+
+
+def account(task: StreamTask) -> list[tuple[str, object]]:
+    """Where the numbers are."""
+    network, count = task.network, task.config.context_count
+    learned = sum(p.numel() for f in network.families() for p in f.parameters())
+    shared = count_parameters(network) - learned
+    per_task = sum(f.numbers(count) for f in network.families())
+    rows: list[tuple[str, object]] = [
+        ("method", label(task.config)),
+        ("parameters of the network", f"{shared:,}"),
+        ("contexts", f"{count} of kind {task.config.active_kind}"),
+        ("numbers of all contexts, were they stored", f"{per_task:,} (drawn from the seed: 0)"),
+    ]
+    if learned:
+        rows.append(("learned numbers of contexts", f"{learned:,}"))
+    return rows
+
+
+def open_run(folder: Path, device: str = "auto", root: Path | None = None) -> tuple[StreamTask, int]:
+    """A trained run's task with its newest checkpoint loaded: (task, step).
+
+    Raises:
+        UserError: no run there, no checkpoint, missing data.
+    """
+    saved = saved_config(folder, TrainConfig, MEMBER)
+    config = override(saved, device=device, data_root=root or saved.data_root, resume=None, quiet=True)
+    task = RunTask(config)
+    loop = Loop(task, config, MEMBER, folder=False)
+    task.start(loop)
+    step = load_checkpoint(folder, task, MEMBER, "newest")
+    task.network.eval()
+    return task, step
+
+
+def measure(config: TrainConfig, select: bool = False) -> dict[str, Any]:
+    """Train without a folder and return what claims ask for; for the cells of `reproduce` and `sweep`."""
+    task = StreamTask(dataclasses.replace(resolved(config), quiet=True))
+    loop = Loop(task, task.config, MEMBER, folder=False)
+    summary = loop.run()
+    values: dict[str, Any] = {**summary["metrics"], "history": task.record.history, "ends": task.record.ends}
+    values |= {"parameters": count_parameters(task.network), "train_seconds": summary["seconds"]}
+    values["tasks"] = [task.on_task(j) for j in task.shown()]
+    if config.method == "psp":
+        matrix = task.key_matrix()
+        values["matrix"] = matrix
+        wrong = task.wrong_context()
+        if wrong is not None:
+            values["wrong_context"] = wrong
+        if select:
+            values["selection"] = task.selection()
+    return values
+
+
+def save_plain(path: Path, task: StreamTask, k: float, force: bool) -> None:
+    """Write the plain model that context k retrieves.
+
+    Raises:
+        UserError: a file is there already; no such context.
+    """
+    if path.exists() and not force:
+        raise UserError("--out", path, "a file that is not there yet, or --force")
+    try:
+        plain = task.network.retrieve(int(k) if float(k).is_integer() else k)
+    except IndexError as error:
+        raise UserError("--context", f"{k:g}", str(error)) from None
+    spec = {**model_spec(task.config), "kind": "none", "method": "standard", "context": k, "first": task.config.first}
+    save_atomically({"member": MEMBER, "form": "plain", "spec": spec, "state": plain.state_dict()}, path)
+
+
+def read_model(path: Path, form: str) -> dict[str, Any]:
+    """A model file.
+
+    Raises:
+        UserError: not there, damaged, or of another form.
+    """
+    found = load_plain(path, "model file", f"a model of {MEMBER}, written by `retrieve` or `superpose`")
+    if not isinstance(found, dict) or found.get("member") != MEMBER or found.get("form") != form:
+        raise UserError("model file", path, f"a {form} model of {MEMBER}")
+    return found
