@@ -20,7 +20,7 @@ from shared.data import data_root
 from shared.device import choose_device
 from shared.image_names import fingerprint
 from shared.run import saved_config, write_json
-from superposition.build import image_shape, make_network, make_stream, plain_network
+from superposition.build import make_network, make_stream, plain_network
 from superposition.config import (
     EvaluateConfig,
     InspectConfig,
@@ -32,12 +32,12 @@ from superposition.config import (
     TrainConfig,
 )
 from superposition.figures import curves, noise_scaling
-from superposition.kinds import KINDS, PHASES
+from superposition.kinds import KINDS
 from superposition.metrics import accuracy
 from superposition.nets import count_parameters
 from superposition.offline import noise_by_layer, superpose
 from superposition.theory import NOISY, monte_carlo, relative_noise
-from superposition.train import MEMBER, account, label, measure, open_run, read_model, save_plain
+from superposition.train import MEMBER, label, measure, open_run, read_model, save_plain
 
 
 def evaluate(config: EvaluateConfig) -> int:
@@ -387,8 +387,3 @@ def plot(config: PlotConfig) -> int:
         lines.setdefault(name if name not in lines else f"{name}, {run.name}", []).append(rows)
     print(curves(config.out, lines, "accuracy on the first task"))
     return 0
-
-
-__all__ = [
-    "PHASES", "account", "evaluate", "image_shape", "inspect", "noise", "plot", "retrieve", "superpose_files", "sweep",
-]  # fmt: skip

@@ -188,6 +188,9 @@ class TrainConfig(RunConfig):
             raise UserError(
                 "--schedule", self.schedule, f"another: contexts of kind {kind} are counted", "See --kind power."
             )
+        if kind in CYCLIC and self.context_count < 4:
+            hint = f"--kind {kind} takes neighbours modulo their number; of three all are the same."
+            raise UserError("--contexts", self.context_count, "a number >= 4", hint)
         if self.numbers == "real" and kind in PHASES:
             raise UserError("--numbers", self.numbers, f"complex: contexts of kind {kind} are phasors")
         if self.numbers == "complex" and kind not in (*PHASES, "none"):
@@ -282,7 +285,7 @@ class TrainConfig(RunConfig):
 _CPU = TrainConfig(eval_every=100)
 TRAIN_PRESETS: dict[str, TrainConfig] = {
     "cpu": _CPU,
-    "smoke": replace(_CPU, preset="smoke", data="digits", tasks=3, period=60, width=64, lr=1e-3, eval_every=30),
+    "smoke": replace(_CPU, preset="smoke", data="digits", tasks=3, period=60, lr=1e-3, eval_every=30),
     "gpu": replace(_CPU, preset="gpu", tasks=50, period=1000, width=2048, eval_every=500),
     "paper": replace(_CPU, preset="paper", data="mnist", tasks=50, period=1000, learn_context=True),
 }
@@ -419,8 +422,8 @@ class SweepConfig(TrainConfig):
     devices: int = field(default=1, init=False)
     """Not for a sweep: --jobs runs several of its runs at a time."""
     experiment: str | None = None
-    """Instead of the lists: an experiment of the paper by name: perm-units, perm-kinds, rot-mnist, rot-fast, rot-fmnist,
-    icifar, icifar100, supsup."""
+    """Instead of the lists an experiment of the paper by name: perm-units, perm-kinds, rot-mnist, rot-fast,
+    rot-fmnist, icifar, icifar100, supsup."""
     lite: bool = False
     """That experiment on small embedded data with fewer steps."""
     kinds: tuple[Kind, ...] = ()

@@ -475,6 +475,8 @@ class LocalMix(Phasors):
     def __init__(self, dim: int, seed: int = 0, layer: str = "", limit: int | None = None, learn: bool = False) -> None:
         if limit is None:
             raise UserError("--contexts", None, f"a number of contexts: {self.kind} takes neighbours modulo it")
+        if limit < 4:
+            raise UserError("--contexts", limit, f"at least 4 for {self.kind}: the neighbours of three are all three")
         super().__init__(dim, seed, layer, limit, learn)
 
     def _neighbours(self, k: int | float) -> list[Tensor]:

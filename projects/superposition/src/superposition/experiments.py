@@ -6,6 +6,7 @@ on natural images, complete MNIST, and what changes when the setting does. The p
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from shared.claims import LADDER, Cell, Ladder, Missing, Outcomes, ReproduceConf
 from shared.config import UserError, check_choice, from_json
 from shared.image_names import PLACES, fingerprint, present
 from superposition.config import TrainConfig
-from superposition.kinds import KINDS
+from superposition.kinds import CYCLIC, KINDS
 
 SEEDS = {"smoke": 1, "cpu": 3, "cpu-long": 3, "gpu": 2, "paper": 5}
 PSP = ("binary", "complex", "power", "rotation", "binary learned")  # of the first table
@@ -199,9 +200,8 @@ def experiment_cells(name: str, lite: bool = False) -> dict[str, dict[str, Any]]
 def smoke_cells() -> dict[str, dict[str, Any]]:
     """Digits, three tasks of sixty steps, every kind and method."""
     base = {"data": "digits", "tasks": 3, "period": 60, "width": 32, "lr": 1e-3, "eval_every": 60}
-    cells = {f"smoke {kind}": {**base, **psp(kind)} for kind in KINDS if kind != "hadamard"}
-    # Hadamard rows want a power of two: 64 pixels, 32 units.
-    cells["smoke hadamard"] = {**base, **psp("hadamard")}
+    # Hadamard rows want a power of two: 64 pixels, 32 units. Neighbours want more contexts than three.
+    cells = {f"smoke {kind}": {**base, **psp(kind), **({"contexts": 6} if kind in CYCLIC else {})} for kind in KINDS}
     for method in ("standard", "multi-head", "separate", "joint", "ewc", "si", "agem"):
         cells[f"smoke {method}"] = {**base, "method": method}
     return cells
@@ -410,7 +410,7 @@ def width_steps(
 ) -> list[float]:
     """The smallest gain from one width to the next, of the means over seeds."""
     means = [statistics.fmean(outcomes.values(f"{stem}{width}", "average")) for width in widths]
-    return [min(b - a for a, b in zip(means, means[1:], strict=False))]
+    return [min(b - a for a, b in itertools.pairwise(means))]
 
 
 def worst_upright(outcomes: Outcomes, name: str) -> list[float]:
@@ -433,7 +433,7 @@ def best_strength(outcomes: Outcomes, method: str, strengths: Sequence[float]) -
 def monotone(outcomes: Outcomes, method: str, strengths: Sequence[float]) -> list[float]:
     """The smallest gain of the first task's mean accuracy from one strength to the next."""
     means = [statistics.fmean(outcomes.values(f"permute10 {method} {s:g}", "task1")) for s in strengths]
-    return [min(b - a for a, b in zip(means, means[1:], strict=False))]
+    return [min(b - a for a, b in itertools.pairwise(means))]
 
 
 def over_baselines(outcomes: Outcomes) -> list[float]:

@@ -21,7 +21,7 @@ from superposition.nets import Superposed, contextualize
 
 
 def superpose(models: Sequence[nn.Module], kind: Kind, seed: int = 0) -> Superposed:
-    """Sum of bound models, W = sum_s W_s C_s^-1 in every linear layer and convolution; biases and all else are averaged.
+    """Sum of bound models, W = sum_s W_s C_s^-1 in every linear layer and convolution; all else is averaged.
 
     Args:
         models: plain networks of one shape. kind: an invertible family of real contexts. seed: of the contexts.

@@ -1,0 +1,201 @@
+"""Runs: what is learned under which key, resumption, what a checkpoint refuses, metrics of forgetting."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shared.config import RunFailed, UserError
+from shared.loop import Loop
+from superposition.config import METHODS, TRAIN_PRESETS, TrainConfig
+from superposition.kinds import KINDS
+from superposition.metrics import backward_transfer, forgetting, off_diagonal, select_context
+from superposition.nets import Superposed, count_parameters
+from superposition.task import Spec, StreamTask
+from superposition.train import measure, open_run, resolved, train
+
+SMALL = replace(TRAIN_PRESETS["smoke"], device="cpu", quiet=True, period=40, width=32, eval_every=40)
+
+
+def ran(**fields: Any) -> StreamTask:
+    config = resolved(replace(SMALL, **fields))
+    task = StreamTask(config)
+    Loop(task, config, "superposition", folder=False).run()
+    return task
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "psp"])
+def test_every_method_learns_the_last_task(method: Any) -> None:
+    task = ran(method=method, period=60)
+    assert task.on_task(2) > 0.5
+    if method == "separate":
+        assert min(task.on_task(j) for j in range(3)) > 0.5
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("none", "ternary", "mask", "normal")])
+def test_superposition_keeps_old_tasks_and_hides_them_from_other_keys(kind: Any) -> None:
+    task = ran(kind=kind, period=60, width=64)
+    own = [task.on_task(j) for j in range(3)]
+    wrong = task.wrong_context()
+    assert min(own) > 0.6
+    assert wrong is not None
+    assert wrong < min(own) - 0.2
+
+
+def test_the_standard_network_forgets_what_superposition_keeps() -> None:
+    standard, binary = ran(method="standard", period=60, width=64), ran(period=60, width=64)
+    assert binary.on_task(0) > standard.on_task(0) + 0.1
+    assert standard.key(2) == 2
+    assert count_parameters(standard.network) == count_parameters(binary.network)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stream": "rotating", "tasks": 2, "period": 40, "contexts": 4},
+        {"stream": "rotating", "tasks": 1, "period": 40, "contexts": 4, "kind": "power", "schedule": "continuous"},
+        {"stream": "rotating", "tasks": 1, "period": 40, "contexts": 40, "kind": "local-mix", "schedule": "random"},
+        {"stream": "permuting-labels"},
+        {"stream": "split", "tasks": 2, "classes_per_task": 5, "bn": "per-task", "net": "small-resnet", "period": 3},
+        {"stream": "split", "tasks": 2, "classes_per_task": 5, "net": "small-resnet", "period": 3, "method": "si"},
+        {"kind": "complex", "part": "real"},
+        {"kind": "binary", "learn_context": True, "optimizer": "adam", "weight_decay": 0.01},
+        {"method": "ewc", "consolidation": "online", "gamma": 0.9, "fisher": "empirical"},
+        {"schedule": "constant"},
+        {"schedule": "period", "context_every": 10, "contexts": 3},
+        {"quirks": "authors"},
+        {"widths": (20, 10)},
+    ],
+)
+def test_every_stream_and_option_runs_and_is_measured(fields: dict[str, Any]) -> None:
+    values = measure(replace(SMALL, **fields))
+    assert 0 <= values["task1"] <= 1
+    assert values["history"]
+    assert all(isinstance(value, float) for value in values["tasks"])
+
+
+def test_a_run_is_measured_under_the_keys_it_was_trained_with() -> None:
+    task = ran(tasks=4, steps=100)  # stops in the third task
+    matrix = task.key_matrix()
+    assert [row[0] is None for row in matrix] == [False, False, False, True]
+    final = task.final()
+    assert final["untrained"] == 1
+    assert "task1_loss" not in final
+
+
+def test_the_matrix_after_every_task_gives_forgetting() -> None:
+    task = ran(matrix=True, method="standard")
+    after = task.record.after
+    assert [len(row) for row in after] == [1, 2, 3]
+    assert after[2] == pytest.approx([task.on_task(j) for j in range(3)])
+    final = task.final()
+    assert final["forgetting"] == pytest.approx(forgetting(after))
+    assert final["task1_loss"] == pytest.approx(after[0][0] - after[2][0])
+
+
+def test_metrics_of_forgetting_on_known_numbers() -> None:
+    after = [[0.9], [0.5, 0.8], [0.6, 0.7, 0.95]]
+    assert forgetting(after) == pytest.approx(((0.9 - 0.6) + (0.8 - 0.7)) / 2)
+    assert backward_transfer(after) == pytest.approx((-0.3 - 0.1) / 2)
+    assert off_diagonal([[1.0, 0.1], [None, None]]) == pytest.approx(0.1)
+    assert off_diagonal([[None]]) is None
+
+
+def test_the_context_of_least_entropy_is_taken() -> None:
+    class Sure(torch.nn.Module):
+        def forward(self, x: torch.Tensor, k: int) -> torch.Tensor:
+            return x * (10.0 if k == 3 else 0.1)
+
+    assert select_context(Sure(), torch.randn(8, 4), [0, 3, 5]) == 3
+
+
+def test_noise_of_layers_is_none_right_after_the_first_task_and_grows() -> None:
+    task = ran(tasks=1)
+    assert max(task.noise().values()) == 0
+    later = ran(tasks=3, method="standard")
+    quiet = ran(tasks=3)
+    assert isinstance(quiet.network, Superposed)
+    assert len(later.noise()) == 4
+    assert min(later.noise().values()) > 0
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in found]
+
+
+FLAGS = ["--preset", "smoke", "--device", "cpu", "--quiet", "--checkpoint-every", "20", "--log-every", "1"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--kind", "rotation"],
+        ["--method", "ewc"],
+        ["--method", "si"],
+        ["--method", "agem"],
+        ["--kind", "binary", "--learn-context", "--optimizer", "adam"],
+    ],
+)
+def test_killed_and_resumed_is_never_stopped(tmp_path: Path, flags: list[str]) -> None:
+    command = [sys.executable, "-m", "superposition", "train", *FLAGS, *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole = subprocess.run(
+        [*command, "--out", str(tmp_path / "whole")], env=environment, capture_output=True, text=True
+    )
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen([*command, "--out", str(tmp_path / "cut")], env=environment)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "cut" / "checkpoints").glob("*80*")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if not (tmp_path / "cut" / "summary.json").exists():
+        resume = [sys.executable, "-m", "superposition", "train", "--resume", str(tmp_path / "cut"), "--quiet"]
+        again = subprocess.run(resume, env=environment, capture_output=True, text=True)
+        assert again.returncode == 0, again.stderr
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    matrices = [json.loads((tmp_path / name / "matrix.json").read_text()) for name in ("cut", "whole")]
+    assert matrices[0] == matrices[1]
+
+
+def test_a_checkpoint_of_other_contexts_says_which(tmp_path: Path) -> None:
+    train(replace(SMALL, out=tmp_path / "run", tasks=1, period=5, eval_every=5))
+    task, step = open_run(tmp_path / "run", "cpu")
+    assert step == 5
+    assert task.first() == pytest.approx(
+        json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]["task1"]
+    )
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    for name, value in (("kind", "permutation"), ("width", 48), ("context_seed", 9)):
+        path.write_text(json.dumps({**config, name: value}))
+        with pytest.raises(UserError, match={"width": "hidden"}.get(name, name)):
+            open_run(tmp_path / "run", "cpu")
+    with pytest.raises(UserError, match="kind"):
+        Spec({"kind": "binary"}).load_state_dict({"kind": "complex"})
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_task(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"loss.*step.*task 0 of the stream"):
+        train(replace(SMALL, out=tmp_path / "run", optimizer="sgd", lr=1e30))
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_config_knows_its_streams() -> None:
+    assert TrainConfig(stream="split", data="cifar100", classes_per_task=5, tasks=20).possible_tasks == 20
+    assert TrainConfig(tasks=7, period=11).planned_steps == 77
+    assert TrainConfig(stream="rotating", period=1000).context_count == 10
+    assert not TrainConfig(quirks="authors").has_bias
+    assert TrainConfig(quirks="authors", kind="rotation").has_bias
