@@ -2,9 +2,9 @@
 
     python projects/superposition/benchmarks/baselines.py [--tasks 10] [--epochs 6] [--peer-python PATH] [--quick]
 
-Strengths mean the same: Avalanche's EWC has no factor 1/2 and its SI has one, which is allowed for, and its importances
-are taken sample by sample, as ours are. The orders of the samples and the initial weights differ, so accuracies agree to
-the spread of seeds and no further. Nothing is required.
+Strengths mean the same: Avalanche's EWC has no factor 1/2 and its SI has one, which is allowed for, and its
+importances are taken sample by sample, as ours are. The orders of the samples and the initial weights differ, so
+accuracies agree to the spread of seeds and no further. Nothing is required.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> int:
             for seed in range(options.seeds):
                 fields = {"strength": strength} if method in ("ewc", "si") else {}
                 if method == "ewc":
-                    fields |= {"fisher": "empirical", "fisher_samples": 4000}
+                    fields |= {"fisher": "empirical", "fisher_samples": 200 if options.quick else 4000}
                 config = TrainConfig(
                     method=method, tasks=tasks, period=31 * epochs, device="cpu", seed=seed, quiet=True,  # pyright: ignore
                     eval_every=31 * epochs, **fields,  # pyright: ignore

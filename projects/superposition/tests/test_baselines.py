@@ -77,14 +77,14 @@ def test_two_tasks_pull_to_two_places() -> None:
 def trained(regulariser: object, net: nn.Module, x: torch.Tensor, y: torch.Tensor, lr: float, steps: int) -> float:
     """Gradient descent on the whole set with a baseline; the drop of the loss."""
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
-    first = float(F.cross_entropy(net(x), y))
+    first = float(F.cross_entropy(net(x), y).detach())
     for _ in range(steps):
         optimizer.zero_grad()
         F.cross_entropy(net(x), y).backward()
         regulariser.gradient()  # type: ignore[attr-defined]
         optimizer.step()
         regulariser.after_step()  # type: ignore[attr-defined]
-    return first - float(F.cross_entropy(net(x), y))
+    return first - float(F.cross_entropy(net(x), y).detach())
 
 
 def test_strength_zero_is_the_plain_network_bit_by_bit_and_others_are_not() -> None:

@@ -47,7 +47,7 @@ def test_manuals_and_refusals_import_no_torch() -> None:
     code = (
         "import sys; from superposition.cli import main; import contextlib, io\n"
         "with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):\n"
-        "    codes = [main(['train', '--help']), main(['train', '--kind', 'binari']), main(['train', '--tasks', '0'])]\n"
+        "    codes = [main(['train', *flags]) for flags in (['--help'], ['--kind', 'binari'], ['--tasks', '0'])]\n"
         "import superposition.experiments, superposition.study_figures\n"
         "print(codes, 'torch' in sys.modules)"
     )
@@ -80,7 +80,7 @@ def test_retrieve_and_superpose(run: Path, tmp_path: Path, capsys: pytest.Captur
     for k, path in enumerate(paths):
         assert main(["retrieve", str(run), "--device", "cpu", "--context", str(k), "--out", str(path)]) == 0
     state = torch.load(paths[0], weights_only=True)
-    assert [tuple(t.shape) for t in state["state"].values()][:2] == [(64, 64), (64,)]
+    assert [tuple(t.shape) for t in state["state"].values()][:2] == [(256, 64), (256,)]
     capsys.readouterr()
     assert main(["retrieve", str(run), "--context", "1", "--out", str(paths[1])]) == 2
     assert "--force" in capsys.readouterr().err
@@ -137,6 +137,7 @@ def test_sweep_and_plot(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (["--stream", "split", "--tasks", "3"], "at most 2"),
         (["--stream", "rotating", "--period", "200", "--contexts", "7"], "a divisor of --period"),
         (["--kind", "hadamard"], "power of 2"),
+        (["--kind", "local-mix", "--tasks", "3"], ">= 4"),
         (["--schedule", "continuous"], "kind power"),
         (["--method", "si", "--kind", "complex"], "--method psp"),
         (["--numbers", "real", "--kind", "power"], "phasors"),

@@ -175,6 +175,8 @@ def test_bad_families_are_refused() -> None:
         make_contexts("hadamard", 8, limit=9)
     with pytest.raises(UserError, match="neighbours"):
         make_contexts("local-mix", 8)
+    with pytest.raises(UserError, match="all three"):
+        make_contexts("local-mult", 8, limit=3)
     with pytest.raises(UserError, match="learn-context"):
         make_contexts("power", 8, limit=2, learn=True)
     with pytest.raises(UserError, match="number of contexts"):

@@ -27,6 +27,10 @@ from superposition.train import measure, open_run, resolved, train
 SMALL = replace(TRAIN_PRESETS["smoke"], device="cpu", quiet=True, period=40, width=32, eval_every=40)
 
 
+# Reflections along one direction leave nearly all of a weight as it is, mixed phases stay alike.
+WEAK = ("householder", "local-mix")
+
+
 def ran(**fields: Any) -> StreamTask:
     config = resolved(replace(SMALL, **fields))
     task = StreamTask(config)
@@ -42,9 +46,9 @@ def test_every_method_learns_the_last_task(method: Any) -> None:
         assert min(task.on_task(j) for j in range(3)) > 0.5
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("none", "ternary", "mask", "normal")])
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("none", "ternary", "mask", "normal", *WEAK)])
 def test_superposition_keeps_old_tasks_and_hides_them_from_other_keys(kind: Any) -> None:
-    task = ran(kind=kind, period=60, width=64)
+    task = ran(kind=kind, period=60, width=64, contexts=6)
     own = [task.on_task(j) for j in range(3)]
     wrong = task.wrong_context()
     assert min(own) > 0.6
@@ -66,8 +70,8 @@ def test_the_standard_network_forgets_what_superposition_keeps() -> None:
         {"stream": "rotating", "tasks": 1, "period": 40, "contexts": 4, "kind": "power", "schedule": "continuous"},
         {"stream": "rotating", "tasks": 1, "period": 40, "contexts": 40, "kind": "local-mix", "schedule": "random"},
         {"stream": "permuting-labels"},
-        {"stream": "split", "tasks": 2, "classes_per_task": 5, "bn": "per-task", "net": "small-resnet", "period": 3},
-        {"stream": "split", "tasks": 2, "classes_per_task": 5, "net": "small-resnet", "period": 3, "method": "si"},
+        {"stream": "split", "tasks": 2, "bn": "per-task", "net": "small-resnet", "period": 3, "width": 256},
+        {"stream": "split", "tasks": 2, "net": "small-resnet", "period": 3, "method": "si", "width": 256},
         {"kind": "complex", "part": "real"},
         {"kind": "binary", "learn_context": True, "optimizer": "adam", "weight_decay": 0.01},
         {"method": "ewc", "consolidation": "online", "gamma": 0.9, "fisher": "empirical"},
@@ -101,6 +105,14 @@ def test_the_matrix_after_every_task_gives_forgetting() -> None:
     final = task.final()
     assert final["forgetting"] == pytest.approx(forgetting(after))
     assert final["task1_loss"] == pytest.approx(after[0][0] - after[2][0])
+
+
+def test_weak_families_bind_weakly() -> None:
+    """What the names promise and no more: a reflection along one direction hardly changes a weight."""
+    task = ran(kind="householder", period=60, width=64)
+    wrong = task.wrong_context()
+    assert wrong is not None
+    assert wrong > 0.2
 
 
 def test_metrics_of_forgetting_on_known_numbers() -> None:
@@ -150,9 +162,8 @@ FLAGS = ["--preset", "smoke", "--device", "cpu", "--quiet", "--checkpoint-every"
 def test_killed_and_resumed_is_never_stopped(tmp_path: Path, flags: list[str]) -> None:
     command = [sys.executable, "-m", "superposition", "train", *FLAGS, *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    whole = subprocess.run(
-        [*command, "--out", str(tmp_path / "whole")], env=environment, capture_output=True, text=True
-    )
+    outright = [*command, "--out", str(tmp_path / "whole")]
+    whole = subprocess.run(outright, env=environment, capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr
     process = subprocess.Popen([*command, "--out", str(tmp_path / "cut")], env=environment)
     deadline = time.monotonic() + 60
@@ -174,9 +185,8 @@ def test_a_checkpoint_of_other_contexts_says_which(tmp_path: Path) -> None:
     train(replace(SMALL, out=tmp_path / "run", tasks=1, period=5, eval_every=5))
     task, step = open_run(tmp_path / "run", "cpu")
     assert step == 5
-    assert task.first() == pytest.approx(
-        json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]["task1"]
-    )
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert task.first() == pytest.approx(summary["metrics"]["task1"])
     path = tmp_path / "run" / "config.json"
     config = json.loads(path.read_text())
     for name, value in (("kind", "permutation"), ("width", 48), ("context_seed", 9)):

@@ -9,6 +9,7 @@ epoch                                       train Naive for one epoch on the nex
 import contextlib
 import json
 import sys
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -39,7 +40,7 @@ class PerSampleEWC(EWCPlugin):
 
 def network(widths):
     layers = [nn.Flatten()]
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, outputs in pairwise(widths):
         linear = nn.Linear(inputs, outputs)
         nn.init.xavier_normal_(linear.weight)
         nn.init.zeros_(linear.bias)
