@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from peers.avalanche import Peer, peer_python
+from peers.process import Peer, peer_python
 
 from shared.images import load
 from shared.races import conditions, record
