@@ -85,12 +85,16 @@ def test_retrieve_and_superpose(run: Path, tmp_path: Path, capsys: pytest.Captur
     assert main(["retrieve", str(run), "--context", "1", "--out", str(paths[1])]) == 2
     assert "--force" in capsys.readouterr().err
     assert main(["retrieve", str(run), "--context", "7", "--out", str(tmp_path / "no.pt")]) == 2
-    assert "0 to 2" in capsys.readouterr().err
+    assert "trained: 0, 1, 2" in capsys.readouterr().err
     merge = ["superpose", *map(str, paths), "--device", "cpu", "--out", str(tmp_path / "sum.pt")]
     assert main(merge) == 0
     assert "in superposition" in capsys.readouterr().out
     assert torch.load(tmp_path / "sum.pt", weights_only=True)["spec"]["kind"] == "rotation"
     assert main(merge) == 2
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "sum.pt"), "--device", "cpu", "--out", str(tmp_path / "s.json")]) == 0
+    assert json.loads((tmp_path / "s.json").read_text())["tasks"] == [0, 1, 2]
+    assert main(["evaluate", str(paths[0]), "--device", "cpu"]) == 2
     (tmp_path / "bad.pt").write_bytes(b"no model")
     assert main(["superpose", str(paths[0]), str(tmp_path / "bad.pt"), "--out", str(tmp_path / "x.pt")]) == 2
     assert main(["superpose", str(paths[0]), str(paths[1]), "--kind", "mask", "--out", str(tmp_path / "x.pt")]) == 2
@@ -124,8 +128,17 @@ def test_sweep_and_plot(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert [cell["name"] for cell in cells] == ["binary H=16 K=2", "si H=16 K=2 strength=1", "si H=16 K=2 strength=10"]
     assert main(["plot", str(run), "--out", str(tmp_path / "both")]) == 0
     assert (tmp_path / "both.png").exists()
-    assert main(["sweep", "--experiment", "perm-unit"]) == 2
-    assert "perm-units" in capsys.readouterr().err
+    for flags, words in (
+        (["--experiment", "perm-unit"], "perm-units"),
+        (["--experiment", "perm-units", "--lr", "1"], "--lr"),
+        (["--method", "ewc"], "--method"),
+        (["--strengths", "1"], "--methods ewc or si"),
+    ):
+        assert main(["sweep", *flags]) == 2
+        assert words in capsys.readouterr().err
+    (run.parent / "empty").mkdir()
+    (run.parent / "empty" / "config.json").write_text((run / "config.json").read_text())
+    assert main(["plot", str(run.parent / "empty")]) == 2
 
 
 @pytest.mark.parametrize(
@@ -147,6 +160,14 @@ def test_sweep_and_plot(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (["--strength", "3"], "--method ewc or si"),
         (["--learn-context", "--kind", "householder"], "--learn-context"),
         (["--epochs", "3"], "--epochs"),
+        (["--contexts", "2", "--tasks", "3"], "at least the 3 tasks"),
+        (["--contexts", "20", "--method", "si"], "--contexts"),
+        (["--optimizer", "adam", "--momentum", "0.9"], "--momentum"),
+        (["--context-every", "5"], "--schedule period"),
+        (["--classes-per-task", "2"], "--stream split"),
+        (["--stream", "three-sets", "--tasks", "3", "--data", "digits"], "--data"),
+        (["--stream", "rotating", "--matrix"], "--matrix"),
+        (["--numbers", "complex", "--method", "separate"], "--numbers"),
         (["--data", "mnist", "--data-root", "/nowhere"], "/nowhere"),
         (["--batch-size", "5000"], "at most the 4000"),
         (["--max-train", "5000"], "--max-train"),

@@ -156,7 +156,7 @@ def test_contexts_without_end_have_none() -> None:
     torch.testing.assert_close(contexts.bind(x, ks)[:1], contexts.bind(x[:1], 5000))
 
 
-@pytest.mark.parametrize("kind", ["binary", "complex", "rotation", "local-mix", "none"])
+@pytest.mark.parametrize("kind", ["binary", "complex", "power", "rotation", "local-mix", "none"])
 @pytest.mark.parametrize("k", [-1, 5, torch.tensor([0, 5, 1, 1, 1, 1, 1]), torch.tensor([0, -1, 1, 1, 1, 1, 1])])
 def test_an_index_outside_is_refused_and_never_wraps(kind: Kind, k: Any) -> None:
     contexts = family(kind)
@@ -166,6 +166,19 @@ def test_an_index_outside_is_refused_and_never_wraps(kind: Kind, k: Any) -> None
         return
     with pytest.raises(IndexError, match=r"'layer'.*contexts 0 to 4"):
         contexts.bind(inputs(kind), k)
+
+
+def test_powers_keep_to_their_end_and_to_finite_numbers() -> None:
+    contexts = family("power")
+    for k in (4.5, 99.0, -0.5, torch.tensor([0.5] * 6 + [7.5])):
+        with pytest.raises(IndexError, match="0 to 4"):
+            contexts.bind(inputs("power"), k)
+    free = family("power", limit=None)
+    for k in (float("nan"), float("inf"), torch.tensor([0.5] * 6 + [float("nan")])):
+        with pytest.raises(UserError, match="finite"):
+            free.bind(inputs("power"), k)
+    ks = torch.tensor([-1, 0, 1, 2, -3, 4, 5])
+    torch.testing.assert_close(free.bind(inputs("power"), ks)[4:5], free.bind(inputs("power")[4:5], -3))
 
 
 def test_bad_families_are_refused() -> None:

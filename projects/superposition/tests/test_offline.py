@@ -30,9 +30,7 @@ def test_the_sum_is_that_of_the_bound_weights(kind: Kind) -> None:
         torch.testing.assert_close(layer.bound(k), noise)
 
 
-def test_the_same_network_twice_comes_back_where_contexts_cancel() -> None:
-    """Two models that are one another's negative on the other's context: with a single layer and hadamard keys, inputs
-    that are themselves rows of the matrix are read without noise."""
+def test_noise_of_one_layer_is_the_other_weight_through_the_product_of_the_contexts() -> None:
     first, second = (nn.Linear(16, 3, bias=False).double() for _ in range(2))
     net = superpose([nn.Sequential(first), nn.Sequential(second)], "hadamard", seed=0)
     _, layer = next(iter(net.layers()))

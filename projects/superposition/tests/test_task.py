@@ -21,6 +21,7 @@ from superposition.config import METHODS, TRAIN_PRESETS, TrainConfig
 from superposition.kinds import KINDS
 from superposition.metrics import backward_transfer, forgetting, off_diagonal, select_context
 from superposition.nets import Superposed, count_parameters
+from superposition.norm import PerTaskBatchNorm2d
 from superposition.task import Spec, StreamTask
 from superposition.train import measure, open_run, resolved, train
 
@@ -115,6 +116,45 @@ def test_weak_families_bind_weakly() -> None:
     assert wrong > 0.2
 
 
+@pytest.mark.parametrize("stream", ["permuting", "rotating", "permuting-labels", "split"])
+@pytest.mark.parametrize(
+    ("method", "fields"), [("ewc", {"strength": 100.0}), ("si", {"strength": 100.0}), ("agem", {})]
+)
+def test_a_baseline_is_not_the_standard_network_under_another_name(
+    stream: Any, method: Any, fields: dict[str, Any]
+) -> None:
+    more = {"contexts": 4} if stream == "rotating" else {}
+    common = {"stream": stream, "tasks": 2, "lr": 3e-3, **more}
+    plain, other = ran(method="standard", **common), ran(method=method, **common, **fields)
+    assert any(
+        not torch.equal(a, b) for a, b in zip(plain.network.parameters(), other.network.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("method", ["ewc", "multi-head", "separate"])
+def test_statistics_for_every_task_go_with_every_method(method: Any) -> None:
+    task = ran(stream="split", tasks=2, net="small-resnet", width=256, period=4, method=method, bn="per-task")
+    norms = [m for m in task.network.modules() if isinstance(m, PerTaskBatchNorm2d)]
+    kept = [m.mean[1].abs().sum() for m in norms]
+    assert all(float(value) > 0 for value in (kept[len(kept) // 2 :] if method == "separate" else kept))
+    x = task.test(1)[0][:5]
+    plain = task.network.retrieve(1).eval()
+    task.network.eval()
+    torch.testing.assert_close(plain(x), task.network(x, 1))
+    assert not [m for m in plain.modules() if isinstance(m, PerTaskBatchNorm2d)]
+
+
+def test_joint_training_draws_every_task_and_no_key() -> None:
+    task = ran(method="joint", tasks=3, period=60)
+    assert task.wrong_context() is None
+    assert [task.key(j) for j in range(3)] == [0, 0, 0]
+    x, y = task._batch(7)
+    j = task.task_of(7)
+    same = task.stream.of_task(j, task.stream.chosen(7, task.stream.size(j), j))
+    assert torch.equal(x, same[0])
+    assert torch.equal(y, same[1])
+
+
 def test_metrics_of_forgetting_on_known_numbers() -> None:
     after = [[0.9], [0.5, 0.8], [0.6, 0.7, 0.95]]
     assert forgetting(after) == pytest.approx(((0.9 - 0.6) + (0.8 - 0.7)) / 2)
@@ -138,7 +178,10 @@ def test_noise_of_layers_is_none_right_after_the_first_task_and_grows() -> None:
     quiet = ran(tasks=3)
     assert isinstance(quiet.network, Superposed)
     assert len(later.noise()) == 4
-    assert min(later.noise().values()) > 0
+    assert sum(later.noise().values()) > sum(quiet.noise().values()) > 0
+    assert len(ran(kind="complex").noise()) == 4
+    turning = ran(stream="rotating", tasks=1, period=40, contexts=4)
+    assert min(turning.noise().values()) > 0
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

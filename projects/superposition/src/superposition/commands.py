@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from shared.checkpoint import save_atomically
 from shared.claims import Cell, Outcomes, ReproduceConfig, Study, run_cells
-from shared.cli import print_table
+from shared.cli import override, print_table
 from shared.config import UserError, from_json, to_json
 from shared.data import data_root
 from shared.device import choose_device
@@ -34,14 +34,25 @@ from superposition.config import (
 from superposition.figures import curves, noise_scaling
 from superposition.kinds import KINDS
 from superposition.metrics import accuracy
-from superposition.nets import count_parameters
+from superposition.nets import MultiHead, count_parameters
 from superposition.offline import noise_by_layer, superpose
-from superposition.theory import NOISY, monte_carlo, relative_noise
-from superposition.train import MEMBER, label, measure, open_run, read_model, save_plain
+from superposition.theory import NOISY, capacity, mix_correlations, monte_carlo, relative_noise
+from superposition.train import (
+    MEMBER,
+    config_of,
+    label,
+    load_superposed,
+    measure,
+    open_run,
+    read_model,
+    save_plain,
+)
 
 
 def evaluate(config: EvaluateConfig) -> int:
     """`superposition evaluate`."""
+    if config.run.is_file():
+        return _evaluate_file(config)
     task, step = open_run(config.run, config.device, config.data_root)
     own = task.final()
     matrix, keys, shown = task.key_matrix(), task.keys(), task.shown()
@@ -65,6 +76,21 @@ def evaluate(config: EvaluateConfig) -> int:
     return 0
 
 
+def _evaluate_file(config: EvaluateConfig) -> int:
+    """Every model of a file that `superpose` wrote, on the task it was trained for."""
+    net, configs, tasks = load_superposed(config.run)
+    device = choose_device(config.device)
+    net.to(device).eval()
+    found = []
+    for s, (own, j) in enumerate(zip(configs, tasks, strict=True)):
+        x, y = make_stream(override(own, data_root=config.data_root), device).test(j)
+        found.append((s, j, accuracy(net, x, y, s)))
+    print_table(f"{config.run.name}", ("context", "task", "accuracy"), found, config.quiet)
+    if config.out is not None:
+        write_json(config.out, {"accuracy": [value for _, _, value in found], "tasks": tasks})
+    return 0
+
+
 def _short(k: float) -> str:
     return f"{k:g}"
 
@@ -79,18 +105,6 @@ def retrieve(config: RetrieveConfig) -> int:
     return 0
 
 
-def rebuilt(spec: Mapping[str, Any]) -> TrainConfig:
-    """A config whose network has the shape of a model file's."""
-    try:
-        return TrainConfig(
-            net=spec["net"], widths=tuple(spec["hidden"]) if spec["net"] == "fc" else (), bias=spec["bias"],
-            method="standard", numbers=spec["numbers"] if spec["net"] == "fc" else "auto", part=spec["part"],
-            stream=spec["stream"], data=spec["data"], inputs=spec["inputs"], tasks=1, first=0,
-        )  # fmt: skip
-    except KeyError as error:
-        raise UserError("model file", f"no {error}", "a specification written by `retrieve`") from None
-
-
 def superpose_files(config: SuperposeConfig) -> int:
     """`superposition superpose`."""
     if config.out.exists() and not config.force:
@@ -98,37 +112,31 @@ def superpose_files(config: SuperposeConfig) -> int:
     if len(config.models) < 2:
         raise UserError("models", len(config.models), "two or more")
     files = [read_model(path, "plain") for path in config.models]
-    same = ("net", "image", "hidden", "bias", "numbers", "part", "data", "inputs", "stream")
-    first = files[0]["spec"]
-    for path, file in zip(config.models, files, strict=True):
-        for name in same:
-            if file["spec"].get(name) != first.get(name):
-                raise UserError(f"{path}: {name}", file["spec"].get(name), f"{first.get(name)}, as {config.models[0]}")
-    if first["numbers"] == "complex":
-        raise UserError(f"{config.models[0]}: numbers", "complex", "real: complex networks are not summed here")
-    base = rebuilt(first)
-    if base.net != "fc" and first.get("bn") == "per-task":
-        raise UserError(f"{config.models[0]}: bn", "per-task", "static")
+    configs = [config_of(file["spec"], path) for path, file in zip(config.models, files, strict=True)]
+    for path, own in zip(config.models, configs, strict=True):
+        if own.is_complex:
+            raise UserError(f"{path}: numbers", "complex", "real: complex networks are not summed here")
+        if own.bn == "per-task":
+            raise UserError(f"{path}: bn", own.bn, "static")
     device = choose_device(config.device)
     models = []
-    for path, file in zip(config.models, files, strict=True):
-        model = plain_network(base)
+    for path, file, own in zip(config.models, files, configs, strict=True):
+        model = plain_network(own)
         try:
             model.load_state_dict(file["state"])
         except RuntimeError as error:
             raise UserError("model file", path, "the tensors that its specification says", str(error)[:300]) from None
         models.append(model.to(device).eval())
     net = superpose(models, config.kind, config.seed).eval()
-    rows = []
-    for s, (path, file, model) in enumerate(zip(config.models, files, models, strict=True)):
-        spec = file["spec"]
-        j = int(spec["context"]) if base.stream in ("permuting", "permuting-labels") else 0
-        shown = dataclasses.replace(
-            base, tasks=j + 1, first=spec.get("first", 0), data_root=config.data_root, method="standard"
-        )
-        x, y = make_stream(shown, device).test(j)
-        rows.append((path.name, j, accuracy_plain(model, x, y), accuracy(net, x, y, s)))
-    spec = {**first, "kind": config.kind, "method": "psp", "context_seed": config.seed, "limit": len(models)}
+    tests = [
+        make_stream(override(own, data_root=config.data_root), device).test(int(file["spec"]["task"]))
+        for own, file in zip(configs, files, strict=True)
+    ]
+    rows = [
+        (path.name, file["spec"]["task"], accuracy_plain(model, *test), accuracy(net, *test, s))
+        for s, (path, file, model, test) in enumerate(zip(config.models, files, models, tests, strict=True))
+    ]
+    spec = {"kind": config.kind, "context_seed": config.seed, "parts": [file["spec"] for file in files]}
     save_atomically({"member": MEMBER, "form": "superposed", "spec": spec, "state": net.state_dict()}, config.out)
     print_table(
         f"{len(models)} models in one of {count_parameters(net):,} numbers, contexts of kind {config.kind}",
@@ -202,6 +210,13 @@ def noise(config: NoiseConfig) -> int:
     body = [(r["kind"], r["models"], r["inputs"], r["measured"], r["predicted"]) for r in rows]
     columns = ("kind", "models K", "inputs d", "measured noise", "sqrt((K - 1) / d)")
     print_table("retrieval noise relative to |w| |x|", columns, body, config.quiet)
+    held = [(d, *(capacity(d, share) for share in (0.1, 0.2, 0.5))) for d in config.dims]
+    columns = ("inputs d", "noise 0.1", "noise 0.2", "noise 0.5")
+    print_table("models that can be stored before the relative noise exceeds", columns, held, config.quiet)
+    mixed = list(enumerate(mix_correlations(5)))
+    print_table(
+        "cosine of locally mixed contexts: never 0, which caps what they hold", ("lag", "cosine"), mixed, config.quiet
+    )
     found: dict[str, Any] = {"rows": rows}
     if config.offline is not None:
         found["offline"] = offline = offline_cell(
@@ -228,7 +243,8 @@ def inspect(config: InspectConfig) -> int:
     network = make_network(TrainConfig(**fields))
     count = config.context_count
     learned = sum(p.numel() for f in network.families() for p in f.parameters())
-    shared = count_parameters(network) - learned
+    heads = count_parameters(network.heads) if isinstance(network, MultiHead) else 0
+    shared = count_parameters(network) - learned - heads
     plain = count_parameters(plain_network(dataclasses.replace(TrainConfig(**fields), bn="static")))
     stored = sum(f.numbers(count) for f in network.families())
     rows: list[tuple[str, object]] = [
@@ -237,11 +253,12 @@ def inspect(config: InspectConfig) -> int:
             "parameters that all tasks share" if config.method != "separate" else "parameters of all networks",
             f"{shared:,}",
         ),
+        *((("parameters of the heads", f"{heads:,}"),) if heads else ()),
         ("contexts", count),
         ("numbers of all contexts, were they stored", f"{stored:,}"),
         ("bytes of them", f"{sum(f.nbytes(count) for f in network.families()):,}"),
         ("learned numbers of contexts", f"{learned:,}"),
-        ("in all, contexts drawn from the seed", f"{shared + learned:,}"),
+        ("in all, contexts drawn from the seed", f"{shared + learned + heads:,}"),
         (f"{count} separate networks", f"{count * plain:,}"),
     ]
     print_table(f"{config.net} on {config.stream} ({config.data})", ("", "value"), rows, config.quiet)
@@ -300,7 +317,7 @@ def sweep_cells(config: SweepConfig) -> list[Cell]:
     Raises:
         UserError: an unknown experiment, a combination that cannot be.
     """
-    from superposition.experiments import experiment_cells
+    from superposition.experiments import data_of, experiment_cells
 
     if config.experiment is not None:
         planned = experiment_cells(config.experiment, config.lite)
@@ -329,7 +346,7 @@ def sweep_cells(config: SweepConfig) -> list[Cell]:
     root = data_root(config.data_root)
     seeds = range(config.seed, config.seed + config.seeds)
     return [
-        Cell(name, fields, seed, fingerprint(fields.get("data", "mnist5k"), root))
+        Cell(name, fields, seed, " ".join(filter(None, (fingerprint(each, root) for each in data_of(fields)))))
         for name, fields in planned.items()
         for seed in seeds
     ]
@@ -377,7 +394,10 @@ def plot(config: PlotConfig) -> int:
     for run in config.runs:
         saved = saved_config(run, TrainConfig, MEMBER)
         rows = []
-        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        path = run / "metrics.jsonl"
+        if not path.exists():
+            raise UserError("run folder", run, "one that holds metrics.jsonl, written by `train`")
+        for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             if "task1" in row:
                 rows.append((row["step"], row["task1"]))

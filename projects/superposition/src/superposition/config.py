@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
@@ -158,6 +158,8 @@ class TrainConfig(RunConfig):
         for width in self.widths:
             check_range("--widths", width, 1)
         check_range("--lr", self.lr, 0, open_low=True)
+        if self.optimizer == "adam" and self.momentum:
+            raise UserError("--momentum", self.momentum, "with --optimizer rmsprop or sgd")
         for flag, value in (
             ("--momentum", self.momentum), ("--weight-decay", self.weight_decay), ("--strength", self.strength),
             ("--gamma", self.gamma), ("--first", self.first),
@@ -182,6 +184,17 @@ class TrainConfig(RunConfig):
             for name in ("learn_context", "kind", "context_seed"):
                 if getattr(self, name) != usual[name].default:
                     raise UserError("--" + name.replace("_", "-"), getattr(self, name), "with --method psp alone")
+        counted = self.method in ("psp", "multi-head", "separate")
+        if self.schedule == "task" and counted and self.stream != "rotating" and self.context_count < self.tasks:
+            raise UserError("--contexts", self.contexts, f"at least the {self.tasks} tasks (--schedule task)")
+        if not counted and self.stream != "rotating" and self.contexts is not None:
+            raise UserError("--contexts", self.contexts, "with --method psp, multi-head or separate")
+        for name, schedule in (("context_every", "period"), ("context_rate", "continuous")):
+            if self.schedule != schedule and getattr(self, name) != usual[name].default:
+                flag = "--" + name.replace("_", "-")
+                raise UserError(flag, getattr(self, name), f"with --schedule {schedule}")
+        if self.numbers == "complex" and self.method in ("multi-head", "separate"):
+            raise UserError("--numbers", self.numbers, f"real: networks of --method {self.method} are")
         if self.learn_context and kind not in LEARNABLE:
             raise UserError("--learn-context", kind, LEARNABLE)
         if self.schedule == "continuous" and self.method == "psp" and kind != "power":
@@ -218,6 +231,9 @@ class TrainConfig(RunConfig):
         for name in ("width", "depth", "widths"):
             if getattr(self, name) != TrainConfig.__dataclass_fields__[name].default:
                 raise UserError("--" + name, getattr(self, name), "with --net fc")
+        if self.method == "agem" and self.bn == "per-task":
+            hint = "Its memory mixes tasks, whose statistics are apart."
+            raise UserError("--bn", self.bn, "static with --method agem", hint)
         if self.method == "ewc" and self.bn == "static":
             hint = "The Fisher information is taken sample by sample, and statistics of a batch have none."
             raise UserError("--method", self.method, [m for m in METHODS if m != "ewc"], hint)
@@ -233,6 +249,13 @@ class TrainConfig(RunConfig):
             raise UserError("--classes-per-task", self.classes_per_task, valid)
         if self.tasks > self.possible_tasks:
             raise UserError("--tasks", self.tasks, f"at most {self.possible_tasks} for --stream {self.stream}")
+        usual = TrainConfig.__dataclass_fields__
+        if self.stream in ("icifar", "three-sets") and self.data != usual["data"].default:
+            raise UserError("--data", self.data, f"another --stream: {self.stream} has data of its own")
+        if self.stream != "split" and self.classes_per_task != usual["classes_per_task"].default:
+            raise UserError("--classes-per-task", self.classes_per_task, "with --stream split")
+        if self.stream == "rotating" and self.matrix:
+            raise UserError("--matrix", self.matrix, "with another --stream: where images turn, tasks come again")
         if self.first and self.stream != "permuting":
             raise UserError("--first", self.first, "with --stream permuting")
 
@@ -287,7 +310,7 @@ TRAIN_PRESETS: dict[str, TrainConfig] = {
     "cpu": _CPU,
     "smoke": replace(_CPU, preset="smoke", data="digits", tasks=3, period=60, lr=1e-3, eval_every=30),
     "gpu": replace(_CPU, preset="gpu", tasks=50, period=1000, width=2048, eval_every=500),
-    "paper": replace(_CPU, preset="paper", data="mnist", tasks=50, period=1000, learn_context=True),
+    "paper": replace(_CPU, preset="paper", data="mnist", tasks=50, period=1000),
 }
 
 
@@ -419,6 +442,10 @@ class SweepConfig(TrainConfig):
 
     resume: Path | None = field(default=None, init=False)
     """Not for a sweep: the same command (the same --out) goes on with what is not finished."""
+    method: Method = field(default="psp", init=False)
+    """Not for a sweep: --methods."""
+    kind: Kind = field(default="binary", init=False)
+    """Not for a sweep: --kinds."""
     devices: int = field(default=1, init=False)
     """Not for a sweep: --jobs runs several of its runs at a time."""
     experiment: str | None = None
@@ -449,5 +476,14 @@ class SweepConfig(TrainConfig):
         check_range("--jobs", self.jobs, 1)
         if self.lite and self.experiment is None:
             raise UserError("--lite", self.lite, "with --experiment")
-        if self.experiment is not None and (self.kinds or self.methods):
-            raise UserError("--experiment", self.experiment, "without --kinds and --methods: it says what runs")
+        if self.strengths and not {"ewc", "si"} & set(self.methods):
+            raise UserError("--strengths", list(self.strengths), "with --methods ewc or si")
+        if "psp" in self.methods:
+            raise UserError("--methods", "psp", "baselines; families of contexts are --kinds")
+        if self.experiment is None:
+            return
+        free = {f.name for f in fields(RunConfig)} - {"steps"} | {"experiment", "lite", "seeds", "jobs"}
+        for each in fields(self):
+            if each.init and each.name not in free and getattr(self, each.name) != each.default:
+                flag = "--" + each.name.replace("_", "-")
+                raise UserError(flag, getattr(self, each.name), "without --experiment, which says what runs")

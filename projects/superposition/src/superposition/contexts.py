@@ -126,7 +126,9 @@ class Contexts(nn.Module):
         if isinstance(k, Tensor):
             if k.is_floating_point() and not self.continuous:
                 raise UserError(f"context of layer {self.layer!r}", str(k.dtype), "integers: only `power` takes reals")
-            if self.continuous and k.is_floating_point():
+            if k.is_floating_point():
+                for value in k.unique().tolist():
+                    self.check(value)
                 return
             for value in (int(k.min()), int(k.max())) if k.numel() else ():
                 self.check(value)
@@ -134,12 +136,12 @@ class Contexts(nn.Module):
         if isinstance(k, bool):
             raise UserError(f"context of layer {self.layer!r}", k, "an integer")
         if isinstance(k, float):
-            if self.continuous and math.isfinite(k):
-                return
-            if not k.is_integer():
+            if not math.isfinite(k):
+                raise UserError(f"context of layer {self.layer!r}", k, "a finite number")
+            if not self.continuous and not k.is_integer():
                 raise UserError(f"context of layer {self.layer!r}, kind {self.kind}", k, "an integer >= 0",
                                 "Contexts between two others exist in the kind `power` alone.")  # fmt: skip
-        if k < 0 or (self.limit is not None and k >= self.limit):
+        if k < 0 or (self.limit is not None and k > self.limit - 1):
             end = "without end" if self.limit is None else f"0 to {self.limit - 1}"
             raise IndexError(f"layer {self.layer!r}: context {k} asked for; there are contexts {end} ({self.kind})")
 
@@ -451,9 +453,9 @@ class Power(Phasors):
         return torch.stack([turned.cos(), turned.sin()], -2).to(like)
 
     def check(self, k: Index) -> None:
-        if not isinstance(k, Tensor) and k < 0:
-            if not math.isfinite(k):
-                raise UserError(f"context of layer {self.layer!r}", k, "a finite number")
+        if self.limit is None and not isinstance(k, Tensor) and math.isfinite(k):
+            return  # any real number, negative ones too
+        if isinstance(k, Tensor) and self.limit is None and bool(torch.isfinite(k).all()):
             return
         super().check(k)
 
@@ -659,4 +661,4 @@ def derived_seed(*parts: object) -> int:
 
 
 def _negative(k: Index) -> bool:
-    return not isinstance(k, Tensor) and k < 0
+    return bool((k < 0).any()) if isinstance(k, Tensor) else k < 0

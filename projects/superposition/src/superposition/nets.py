@@ -86,18 +86,29 @@ class Superposed(nn.Module):
 
     def retrieve(self, k: int | float) -> nn.Module:
         """The network that context k selects, without contexts: its weights are W C_k. A copy."""
-        host = copy.deepcopy(self.host)
-        if isinstance(host, (Contextual, PerTaskBatchNorm2d)):
-            return _plain(host, k)
-        for name, module in list(host.named_modules()):
-            if isinstance(module, (Contextual, PerTaskBatchNorm2d)):
-                _put(host, name, _plain(module, k))
-        return host
+        return _without_contexts(copy.deepcopy(self.host), k)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Superposed:
         twin = type(self)(copy.deepcopy(self.host, memo), self.limit)
         twin.set_context(self.k)
         return twin.train(self.training)
+
+
+def _without_contexts(host: nn.Module, k: int | float) -> nn.Module:
+    """Put plain layers in the places of contextual ones."""
+    if isinstance(host, (Contextual, PerTaskBatchNorm2d)):
+        return _plain(host, k)
+    for name, module in list(host.named_modules()):
+        if isinstance(module, (Contextual, PerTaskBatchNorm2d)):
+            _put(host, name, _plain(module, k))
+    return host
+
+
+def _key_norms(network: nn.Module, k: int) -> None:
+    """Statistics of context k in every normalisation that keeps several."""
+    for module in network.modules():
+        if isinstance(module, PerTaskBatchNorm2d):
+            module.k = k
 
 
 def _plain(module: nn.Module, k: int | float) -> nn.Module:
@@ -315,12 +326,16 @@ class Separate(nn.Module):
     def set_context(self, k: Index) -> None:
         """Use network k until told otherwise."""
         self.k = _whole(k, self.limit)
+        _key_norms(self, self.k)
 
     def forward(self, x: Tensor, k: Index | None = None) -> Tensor:
-        return self.networks[_whole(self.k if k is None else k, self.limit)](x)
+        chosen = _whole(self.k if k is None else k, self.limit)
+        _key_norms(self.networks[chosen], chosen)
+        return self.networks[chosen](x)
 
     def retrieve(self, k: int | float) -> nn.Module:
-        return copy.deepcopy(self.networks[_whole(k, self.limit)])
+        chosen = _whole(k, self.limit)
+        return _without_contexts(copy.deepcopy(self.networks[chosen]), chosen)
 
     def families(self) -> list[Contexts]:
         return []
@@ -349,17 +364,20 @@ class MultiHead(nn.Module):
         self.k: Index = 0
 
     def set_context(self, k: Index) -> None:
-        """Use head k until told otherwise."""
+        """Use head k (and its statistics) until told otherwise."""
         self.k = _whole(k, self.limit)
 
     def forward(self, x: Tensor, k: Index | None = None) -> Tensor:
-        return self.heads[_whole(self.k if k is None else k, self.limit)](self.trunk(x))
+        chosen = _whole(self.k if k is None else k, self.limit)
+        _key_norms(self.trunk, chosen)
+        return self.heads[chosen](self.trunk(x))
 
     def retrieve(self, k: int | float) -> nn.Module:
         """The trunk with head k, as a plain network."""
+        chosen = _whole(k, self.limit)
         network = copy.deepcopy(self.trunk)
-        _put(network, self.place, copy.deepcopy(self.heads[_whole(k, self.limit)]))
-        return network
+        _put(network, self.place, copy.deepcopy(self.heads[chosen]))
+        return _without_contexts(network, chosen)
 
     def families(self) -> list[Contexts]:
         return []

@@ -65,20 +65,30 @@ class PerTaskBatchNorm2d(nn.Module):
         """
         k = self.k if k is None else k
         if isinstance(k, Tensor):
+            self._check(int(k.min()))
+            self._check(int(k.max()))
             if self.training:
                 raise UserError("context of --bn per-task", "one for every sample", "one for the batch in training")
             shape = (len(x), self.channels, 1, 1)
             mean, variance = self.mean[k].view(shape), self.variance[k].view(shape)
             return (x - mean) * torch.rsqrt(variance + self.eps)
         k = int(k)
-        if not 0 <= k < self.contexts:
-            raise IndexError(f"batch normalisation: context {k} asked for; there are contexts 0 to {self.contexts - 1}")
+        self._check(k)
         return F.batch_norm(
             x, self.mean[k], self.variance[k], training=self.training, momentum=self.momentum, eps=self.eps
         )
 
+    def _check(self, k: int) -> None:
+        if not 0 <= k < self.contexts:
+            raise IndexError(f"batch normalisation: context {k} asked for; there are contexts 0 to {self.contexts - 1}")
+
     def retrieved(self, k: int) -> nn.BatchNorm2d:
-        """A plain layer with the statistics of one context."""
+        """A plain layer with the statistics of one context.
+
+        Raises:
+            IndexError: no such context.
+        """
+        self._check(k)
         plain = nn.BatchNorm2d(self.channels, self.eps, self.momentum, affine=False).to(self.mean)
         assert plain.running_mean is not None
         assert plain.running_var is not None

@@ -79,7 +79,7 @@ class Stream:
         if batch_size > len(samples.x):
             raise UserError("--batch-size", batch_size, f"at most the {len(samples.x)} training samples")
         self.samples, self.period, self.tasks, self.batch_size, self.seed = samples, period, tasks, batch_size, seed
-        self._order: tuple[int, int, Tensor] | None = None
+        self._orders: dict[int, tuple[int, Tensor]] = {}  # of each stream the latest epoch and its order
 
     @property
     def steps(self) -> int:
@@ -95,11 +95,11 @@ class Stream:
         size = len(self.samples.x) if size is None else size
         batches = size // self.batch_size
         epoch, place = divmod(t, batches)
-        if self._order is None or self._order[:2] != (epoch, stream):
+        if self._orders.get(stream, (-1,))[0] != epoch:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", stream, epoch))
             order = torch.randperm(size, generator=generator).to(self.samples.x.device)
-            self._order = (epoch, stream, order)
-        return self._order[2][place * self.batch_size : (place + 1) * self.batch_size]
+            self._orders[stream] = (epoch, order)
+        return self._orders[stream][1][place * self.batch_size : (place + 1) * self.batch_size]
 
     def batch(self, t: int) -> tuple[Tensor, Tensor]:
         """(x [B, C, H, W], y [B]) of step t."""
@@ -108,6 +108,10 @@ class Stream:
     def of_task(self, j: int, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Samples by index, as task j shows them."""
         raise NotImplementedError
+
+    def once(self, j: int, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, where the next batch is of another task: nothing is prepared for more of task j."""
+        return self.of_task(j, chosen)
 
     def test(self, j: int) -> tuple[Tensor, Tensor]:
         """Test set of task j."""
@@ -148,6 +152,9 @@ class Permuting(Stream):
         if self._kept is None or self._kept[0] != j:
             self._kept = (j, self._permuted(self.samples.x, j))
         return self._kept[1].index_select(0, chosen), self.samples.y.index_select(0, chosen)
+
+    def once(self, j: int, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        return self._permuted(self.samples.x.index_select(0, chosen), j), self.samples.y.index_select(0, chosen)
 
     def test(self, j: int) -> tuple[Tensor, Tensor]:
         return self._permuted(self.samples.x_test, j), self.samples.y_test

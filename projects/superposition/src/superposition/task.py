@@ -16,6 +16,7 @@ from superposition.baselines.ewc import EWC
 from superposition.baselines.regulariser import Regulariser
 from superposition.baselines.si import SI
 from superposition.build import make_network, make_stream, model_spec, schedule_of
+from superposition.complex import Complex
 from superposition.config import TrainConfig
 from superposition.contexts import Index, derived_seed
 from superposition.metrics import accuracy, backward_transfer, forgetting, off_diagonal, select_context
@@ -47,7 +48,8 @@ class Record:
 
     Attributes:
         history: [step, accuracy on the first task, on the current one]. ends: accuracy on task j right after it.
-        after: rows of accuracies on all tasks so far, after each (`--matrix`). used: contexts that were trained.
+        after: rows of accuracies on all tasks so far, after each (`--matrix`). used, seen: contexts and
+            tasks that were trained.
         anchor: weights of the contextual layers after the first task.
     """
 
@@ -56,6 +58,7 @@ class Record:
         self.ends: list[float] = []
         self.after: list[list[float]] = []
         self.used: list[int] = []
+        self.seen: list[int] = []
         self.anchor: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -82,7 +85,8 @@ class StreamTask(Task):
         self.trained, self.prepared = loop.prepare(self.network, self.optimizer)
         self.regulariser = self._make_regulariser()
         self.record = Record()
-        self._used: set[int] = set()
+        self._used: set[int] = set()  # contexts
+        self._seen: set[int] = set()  # tasks
         self._tests: dict[int, tuple[Tensor, Tensor]] = {}
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -106,7 +110,7 @@ class StreamTask(Task):
         return Regulariser(self.network)
 
     def state(self) -> Mapping[str, Any]:
-        self.record.used = sorted(self._used)
+        self.record.used, self.record.seen = sorted(self._used), sorted(self._seen)
         return {
             "spec": Spec(model_spec(self.config)), "network": self.network, "optimizer": self.optimizer,
             "baseline": self.regulariser, "record": self.record,
@@ -124,8 +128,10 @@ class StreamTask(Task):
         k = self.context(t)
         self.network.set_context(k)
         self.network.train()
-        if not isinstance(k, Tensor):
-            self._used |= {int(k)}  # a run's contexts are few
+        j = self.task_of(t)
+        self._seen.add(j)
+        if isinstance(k, int):
+            self._used.add(k)
         watched = (t + 1) % self.config.log_every == 0
         before = [p.detach().clone() for p in self.network.parameters()] if watched else []
         metrics = self.loop.update((x, y), self._loss, self.prepared, observe=self.regulariser.gradient)
@@ -133,16 +139,22 @@ class StreamTask(Task):
         if watched:
             moved = [(p.detach() - b).square().sum() for p, b in zip(self.network.parameters(), before, strict=True)]
             metrics["step_norm"] = torch.stack(moved).sum().sqrt()
-        metrics["task"] = float(self.stream.task(t))
-        if (t + 1) % self.stream.period == 0 and not isinstance(self.stream, Rotating):
-            self._end_task(self.stream.task(t))
+        metrics["task"] = float(j)
+        if (t + 1) % self.stream.period == 0 and self.config.method != "joint":
+            self._end_task(j)
         return metrics
+
+    def task_of(self, t: int) -> int:
+        """The task of step t: the stream's, or with `joint` a random one."""
+        if self.config.method == "joint":
+            return derived_seed(self.config.seed, "joint", t) % self.stream.tasks
+        return self.stream.task(t)
 
     def _batch(self, t: int) -> tuple[Tensor, Tensor]:
         if self.config.method != "joint":
             return self.stream.batch(t)
-        j = derived_seed(self.config.seed, "joint", t) % self.stream.tasks
-        return self.stream.of_task(j, self.stream.chosen(t, self.stream.size(j), j))
+        j = self.task_of(t)
+        return self.stream.once(j, self.stream.chosen(t, self.stream.size(j), j))
 
     def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch
@@ -153,12 +165,14 @@ class StreamTask(Task):
         count = {"ewc": self.config.fisher_samples, "agem": self.config.memory}.get(self.config.method, 1)
         if self.config.method in ("ewc", "si", "agem"):
             self.regulariser.end_task(*self.stream.sample(j, count, 0))
+        if j == 0 and not self.record.anchor and isinstance(self.network, Superposed):
+            self.record.anchor = [layer.weight.detach().clone() for _, layer in self.network.layers()]  # pyright: ignore
+        if isinstance(self.stream, Rotating):  # tasks come again, and there may be a thousand
+            return
         if self.config.matrix:
             self.record.after.append([self.on_task(i) for i in range(j + 1)])
         if len(self.record.ends) == j:
             self.record.ends.append(self.record.after[-1][j] if self.config.matrix else self.on_task(j))
-        if j == 0 and isinstance(self.network, Superposed):
-            self.record.anchor = [layer.weight.detach().clone() for _, layer in self.network.layers()]  # pyright: ignore
 
     # measuring -------------------------------------------------------------------------------------------------------
 
@@ -172,12 +186,12 @@ class StreamTask(Task):
         return self._tests[j]
 
     def key(self, j: int) -> int:
-        """Context under which task j is measured: the one it was learned in."""
+        """Context under which task j is measured: the one it was learned in, or in the middle of it the first time."""
         if self.config.method == "joint" or self.config.schedule == "constant":
             return 0
         if self.config.schedule == "task":
             return j
-        return self.context(j * self.stream.period)  # pyright: ignore[reportReturnType]
+        return self.context(j * self.stream.period + self.stream.period // 2)  # pyright: ignore[reportReturnType]
 
     def on_task(self, j: int, k: Index | None = None) -> float:
         """Accuracy on task j, under its own context unless another is given."""
@@ -203,10 +217,10 @@ class StreamTask(Task):
     def noise(self) -> dict[str, float]:
         """Of every contextual layer, what later tasks have added to the first task's pre-activations, relative to what
         these were: |(W - W_1) C_0 x| / |W_1 C_0 x|, W_1 the weights right after it, x its test images."""
-        if not self.record.anchor or not isinstance(self.network, Superposed) or self.config.is_complex:
+        if not self.record.anchor or not isinstance(self.network, Superposed):
             return {}
         layers = list(self.network.layers())
-        seen: dict[str, Tensor] = {}
+        seen: dict[str, Tensor | Complex] = {}
 
         def note(name: str) -> Any:
             return lambda layer, arguments: seen.__setitem__(name, arguments[0])
@@ -221,9 +235,10 @@ class StreamTask(Task):
             handle.remove()
         found: dict[str, float] = {}
         for (name, layer), anchor in zip(layers, self.record.anchor, strict=True):
-            then = {"weight": anchor.to(seen[name]), "bias": None}
+            then = {"weight": anchor.to(layer.weight), "bias": None}  # pyright: ignore
             now = {"weight": layer.weight, "bias": None}
-            old, new = (torch.func.functional_call(layer, w, (seen[name],)) for w in (then, now))  # pyright: ignore
+            outs = [torch.func.functional_call(layer, w, (seen[name],)) for w in (then, now)]  # pyright: ignore
+            old, new = (out.parts if isinstance(out, Complex) else out for out in outs)
             found[f"noise/{name}"] = float((new - old).norm() / old.norm().clamp(min=1e-12))
         self.network.set_context(before)
         self.network.train(was)
@@ -241,11 +256,11 @@ class StreamTask(Task):
         return [self.key(j) for j in self.shown()]
 
     def key_matrix(self) -> list[list[float | None]]:
-        """Accuracy under key i on task j; None in the rows of keys that were never trained."""
+        """Accuracy under key i on task j; None in the rows of keys whose task was never trained."""
         rows: list[list[float | None]] = []
         tests = [self.test(j) for j in self.shown()]
-        for k in self.keys():
-            if int(k) not in self._used:
+        for j, k in zip(self.shown(), self.keys(), strict=True):
+            if j not in self._seen:
                 rows.append([None] * len(tests))
             else:
                 rows.append([accuracy(self.network, x, y, k) for x, y in tests])
@@ -254,13 +269,13 @@ class StreamTask(Task):
     def final(self) -> dict[str, float]:
         """All tasks at the end, each under its own key; tasks whose key was never trained are left out."""
         shown = self.shown()
-        own = {j: self.on_task(j) for j in shown if self.key(j) in self._used or self.config.schedule == "continuous"}
+        own = {j: self.on_task(j) for j in shown if j in self._seen}
         metrics: dict[str, float] = {}
         if own:
             metrics |= {"average": sum(own.values()) / len(own), "worst": min(own.values())}
         metrics["untrained"] = float(len(shown) - len(own))
         ends = self.record.ends
-        if len(ends) == len(shown) > 1 and len(own) == len(shown):
+        if len(ends) == self.stream.tasks > 1 and 0 in own:
             metrics["task1_loss"] = ends[0] - own[0]
             if self.record.after:
                 metrics["forgetting"] = forgetting(self.record.after)
@@ -272,17 +287,18 @@ class StreamTask(Task):
         return metrics
 
     def wrong_context(self) -> float | None:
-        """Mean accuracy on tasks under the keys of others; None where there is one key."""
+        """Mean accuracy on tasks under the keys of others; None where there are no keys, or one for several tasks."""
+        if self.config.active_kind == "none":
+            return None
         keys = self.keys()
         return off_diagonal(self.key_matrix()) if len(set(keys)) == len(keys) > 1 else None
 
     def selection(self, batch: int = 128) -> float:
         """Share of test batches whose task is found as the context of least entropy."""
         right, count = 0, 0
-        ks = [k for k in self.keys() if int(k) in self._used]
-        for j in self.shown():
-            if self.key(j) not in ks:
-                continue
+        trained = [j for j in self.shown() if j in self._seen]
+        ks = [self.key(j) for j in trained]
+        for j in trained:
             for x in self.test(j)[0].split(batch):
                 if len(x) == batch:
                     right += select_context(self.network, x, ks) == self.key(j)
@@ -292,9 +308,13 @@ class StreamTask(Task):
         return right / count
 
     def restored(self) -> None:
-        """After a checkpoint was loaded: take up the set of used contexts."""
-        self._used = set(self.record.used)
+        """After a checkpoint was loaded: take up what was trained."""
+        self._used, self._seen = set(self.record.used), set(self.record.seen)
+
+    def trained_key(self, k: float) -> int | None:
+        """The task that was learned under context k; None where there is none."""
+        return next((j for j in self.shown() if j in self._seen and self.key(j) == k), None)
 
     def named_failure(self, failed: RunFailed) -> RunFailed:
         """The same failure with the task named."""
-        return RunFailed(f"{failed} It was in task {self.stream.task(self.loop.step - 1)} of the stream.")
+        return RunFailed(f"{failed} It was in task {self.task_of(self.loop.step - 1)} of the stream.")

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from shared.checkpoint import load_plain, save_atomically
 from shared.cli import override, print_table
-from shared.config import RunFailed, UserError
+from shared.config import RunFailed, UserError, from_json, to_json
 from shared.image_names import fingerprint
 from shared.loop import Loop, load_checkpoint
 from shared.run import RunFolder, saved_config, write_json
-from superposition.build import model_spec, root_of
+from superposition.build import root_of
 from superposition.config import TrainConfig
-from superposition.nets import count_parameters
+from superposition.experiments import data_of
+from superposition.nets import MultiHead, Superposed, count_parameters
 from superposition.task import StreamTask
 
 MEMBER = "superposition"
 MATRIX_FILE = "matrix.json"
+PLACES = {"out", "resume", "data_root", "device", "quiet", "force"}  # of one machine, and not part of a model
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
@@ -40,7 +43,9 @@ class _Data:
         self.task = task
 
     def state_dict(self) -> dict[str, str]:
-        return {"print": fingerprint(self.task.config.data, root_of(self.task.config))}
+        config = self.task.config
+        sets = data_of({"stream": config.stream, "data": config.data})
+        return {"print": " ".join(fingerprint(name, root_of(config)) for name in sets)}
 
     def load_state_dict(self, state: dict[str, str]) -> None:
         if state != self.state_dict():
@@ -93,10 +98,13 @@ def account(task: StreamTask) -> list[tuple[str, object]]:
         ("method", label(task.config)),
         ("parameters of the network", f"{shared:,}"),
         ("contexts", f"{count} of kind {task.config.active_kind}"),
-        ("numbers of all contexts, were they stored", f"{per_task:,} (drawn from the seed: 0)"),
     ]
+    if isinstance(network, MultiHead):
+        rows.append(("of them in heads", f"{count_parameters(network.heads):,}"))
     if learned:
         rows.append(("learned numbers of contexts", f"{learned:,}"))
+    elif per_task:
+        rows.append(("numbers of all contexts, were they stored", f"{per_task:,} (drawn from the seed: 0)"))
     return rows
 
 
@@ -143,12 +151,47 @@ def save_plain(path: Path, task: StreamTask, k: float, force: bool) -> None:
     """
     if path.exists() and not force:
         raise UserError("--out", path, "a file that is not there yet, or --force")
-    try:
-        plain = task.network.retrieve(int(k) if float(k).is_integer() else k)
-    except IndexError as error:
-        raise UserError("--context", f"{k:g}", str(error)) from None
-    spec = {**model_spec(task.config), "kind": "none", "method": "standard", "context": k, "first": task.config.first}
+    keys = sorted({task.key(j) for j in task.shown() if task.trained_key(task.key(j)) is not None})
+    found = task.trained_key(k)
+    if found is None:
+        raise UserError("--context", f"{k:g}", f"a context that was trained: {', '.join(f'{each:g}' for each in keys)}")
+    plain = task.network.retrieve(int(k) if float(k).is_integer() else k)
+    config = {name: value for name, value in to_json(task.config).items() if name not in PLACES}
+    spec = {"config": config, "task": found, "context": k}
     save_atomically({"member": MEMBER, "form": "plain", "spec": spec, "state": plain.state_dict()}, path)
+
+
+def config_of(spec: Mapping[str, Any], path: Path) -> TrainConfig:
+    """The config of the run that a model file came from.
+
+    Raises:
+        UserError: a specification without one.
+    """
+    try:
+        return from_json(TrainConfig, spec["config"], where=str(path))
+    except (KeyError, TypeError):
+        raise UserError("model file", path, "a specification written by `retrieve`") from None
+
+
+def load_superposed(path: Path) -> tuple[Superposed, list[TrainConfig], list[int]]:
+    """Models that `superpose` has summed: (network, and of each model the config of its run and its task).
+
+    Raises:
+        UserError: not there, damaged, or another file.
+    """
+    from superposition.build import plain_network
+    from superposition.nets import contextualize
+
+    file = read_model(path, "superposed")
+    configs = [config_of(part, path) for part in file["spec"]["parts"]]
+    net = contextualize(
+        plain_network(configs[0]), file["spec"]["kind"], len(configs), seed=file["spec"]["context_seed"]
+    )
+    try:
+        net.load_state_dict(file["state"])
+    except RuntimeError as error:
+        raise UserError("model file", path, "the tensors that its specification says", str(error)[:300]) from None
+    return net, configs, [int(part["task"]) for part in file["spec"]["parts"]]
 
 
 def read_model(path: Path, form: str) -> dict[str, Any]:

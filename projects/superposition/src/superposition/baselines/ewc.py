@@ -32,21 +32,24 @@ def fisher_diagonal(
     check_choice("--fisher", labels, ("fisher", "empirical"))
     named = {name: p for name, p in network.named_parameters() if p.requires_grad}
     detached = {name: p.detach() for name, p in named.items()}
-    if labels == "fisher":
-        with torch.no_grad():
-            probabilities = network(x).softmax(1).cpu()
-        generator = torch.Generator().manual_seed(seed)
-        y = torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(y.device)
 
     def loss(parameters: dict[str, Tensor], sample: Tensor, label: Tensor) -> Tensor:
         logits = torch.func.functional_call(network, parameters, (sample[None],))
         return F.cross_entropy(logits, label[None])
 
+    was = network.training
+    network.eval()  # a sample has no batch to be normalised by
+    if labels == "fisher":
+        with torch.no_grad():
+            probabilities = network(x).softmax(1).cpu()
+        generator = torch.Generator().manual_seed(seed)
+        y = torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(y.device)
     per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
     totals = {name: torch.zeros_like(p) for name, p in detached.items()}
     for part, label in zip(x.split(chunk), y.split(chunk), strict=True):
         for name, gradient in per_sample(detached, part, label).items():
             totals[name] += gradient.square().sum(0)
+    network.train(was)
     return [total / len(x) for total in totals.values()]
 
 
