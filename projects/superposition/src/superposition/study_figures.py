@@ -50,7 +50,7 @@ def draw(outcomes: Outcomes, folder: Path) -> list[Path]:
     if "noise" in outcomes:
         made.append(figures.noise_scaling(folder / "noise", outcomes.raw("noise")[0]["rows"]))
         made.append(figures.storage(folder / "storage", FC, (1, 3, 10, 30, 100, 300, 1000)))
-    grid = [n for n in outcomes.names() if n.startswith(("permute10 ewc", "permute10 si"))]
+    grid = [n for n in outcomes.names() if n.startswith(("permute10 ewc ", "permute10 si "))]
     if grid:
         values = {n.removeprefix("permute10 "): outcomes.values(n, "average") for n in grid}
         values |= {k: outcomes.values(f"permute10 {k}", "average") for k in ("standard", "binary")}
