@@ -458,6 +458,19 @@ def bootstrap_interval(values: Sequence[float], level: float = 0.95, draws: int 
 # -- running cells ----------------------------------------------------------------------------------------------
 
 
+def write_sweep(
+    path: Path, member: str, finished: Sequence[tuple[Cell, Mapping[str, Any]]], failed: Sequence[tuple[Cell, str]]
+) -> None:
+    """Keep the runs of a sweep, as `run_cells` returned them, in one JSON file."""
+    from shared.run import write_json
+
+    cells = [
+        {"name": c.name, "seed": c.seed, "settings": dict(c.settings), "values": o["values"], "seconds": o["seconds"]}
+        for c, o in finished
+    ]
+    write_json(path, {"member": member, "cells": cells, "failed": [[c.name, c.seed, error] for c, error in failed]})
+
+
 def run_cells(
     study: Study, cells: Sequence[Cell], config: ReproduceConfig, out: Path
 ) -> tuple[list[tuple[Cell, dict[str, Any]]], list[tuple[Cell, str]]]:

@@ -31,7 +31,7 @@ from rpg.tasks import Folders, Images, NetworkTask
 from rpg.train import account, corrupted, finetune, label, measure, model_key, need_ring, open_run
 from rpg.wrap import RPGModel
 from shared.checkpoint import save_atomically
-from shared.claims import Cell, Outcomes, ReproduceConfig, Study, run_cells
+from shared.claims import Cell, Outcomes, ReproduceConfig, Study, run_cells, write_sweep
 from shared.cli import print_table
 from shared.config import UserError, check_choice, from_json, to_json
 from shared.data import data_root
@@ -229,13 +229,7 @@ def sweep(config: SweepConfig) -> int:
         rows.append((name, *sizes, mean, " ".join(f"{v:.4f}" for v in values)))
     columns = ("run", "ring M", "parameters", "MFLOPs", "mean", "per seed")
     print_table(f"sweep on {config.data}", columns, rows, config.quiet)
-    record = [
-        {"name": c.name, "seed": c.seed, "settings": dict(c.settings), "values": o["values"], "seconds": o["seconds"]}
-        for c, o in finished
-    ]
-    write_json(
-        out / "sweep.json", {"member": "rpg", "cells": record, "failed": [[c.name, c.seed, e] for c, e in failed]}
-    )
+    write_sweep(out / "sweep.json", "rpg", finished, failed)
     if not config.quiet:
         print(out / "sweep.json")
     for cell, error in failed:

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from shared.checkpoint import save_atomically
-from shared.claims import Cell, Outcomes, ReproduceConfig, Study, run_cells
+from shared.claims import Cell, Outcomes, ReproduceConfig, Study, run_cells, write_sweep
 from shared.cli import override, print_table
 from shared.config import UserError, from_json, to_json
 from shared.data import data_root
@@ -367,12 +367,7 @@ def sweep(config: SweepConfig) -> int:
         means = [sum(run.get(metric, math.nan) for run in runs) / len(runs) for metric in ("average", "task1", "worst")]
         rows.append((name, len(runs), *means))
     print_table("sweep", ("run", "seeds", "average", "first task", "worst task"), rows, config.quiet)
-    record = [
-        {"name": c.name, "seed": c.seed, "settings": dict(c.settings), "values": o["values"], "seconds": o["seconds"]}
-        for c, o in finished
-    ]
-    errors = [[c.name, c.seed, error] for c, error in failed]
-    write_json(out / "sweep.json", {"member": MEMBER, "cells": record, "failed": errors})
+    write_sweep(out / "sweep.json", MEMBER, finished, failed)
     lines: dict[str, list[Any]] = {
         name: [[(s, a) for s, a, _ in run["history"]] for run in outcomes.raw(name)] for name in outcomes.names()
     }
