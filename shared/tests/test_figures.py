@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from shared.config import UserError
-from shared.figures import figure
+from shared.figures import figure, png_only
 
 
 def draw(path: Path) -> bytes:
@@ -37,3 +37,10 @@ def test_full_disk_is_named_with_the_path(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"one.{suffix}").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"figure: got '.*one'.*\n.*no space left on the device"):
         draw(tmp_path / "one")
+
+
+def test_within_png_only_no_svg_is_written(tmp_path: Path) -> None:
+    with png_only():
+        draw(tmp_path / "one")
+    draw(tmp_path / "two")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.png", "two.png", "two.svg"]

@@ -70,7 +70,10 @@ def raced(path: Path | None, task: AnalogyTask, repeats: int) -> tuple[list[str]
         def ours() -> float:
             found = AnalogyTask.from_file(file).in_vocabulary(embedding)
             space = Space(embedding.vectors, found.forms)
-            right = [s.right(answer(space, three_cos_add, s.abc()), found.forms).sum() for s in found.sections]
+            asked = [section.abc() for section in found.sections]
+            answers = answer(space, three_cos_add, np.concatenate(asked))  # sections share words: one table of cosines
+            parts = np.split(answers, np.cumsum([len(abc) for abc in asked])[:-1])
+            right = [s.right(part, found.forms).sum() for s, part in zip(found.sections, parts, strict=True)]
             return float(sum(right)) / len(found)
 
         answered = ours()

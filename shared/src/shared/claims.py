@@ -315,6 +315,7 @@ def reproduce(study: Study, config: ReproduceConfig) -> int:
         RunFailed: every cell failed, or a cell lacks a metric that a claim asks for.
     """
     from shared.cli import member_home, print_table
+    from shared.figures import png_only
 
     check_choice("--preset", config.preset, study.presets)
     home = member_home(study.package)
@@ -337,7 +338,8 @@ def reproduce(study: Study, config: ReproduceConfig) -> int:
     report = results_file(study, config, claims, rows, finished, failed, cells)
     partial = lesser(study, config, cells, finished, results / f"{config.preset}.json")
     figures = (out if partial or config.preset == "smoke" else results) / "figures"
-    drawn = study.figures(Outcomes(finished, cells), figures / "long" if config.preset == "cpu-long" else figures)
+    with png_only():
+        drawn = study.figures(Outcomes(finished, cells), figures / "long" if config.preset == "cpu-long" else figures)
     target = (out if partial else results) / f"{config.preset}.json"
     report["figures"] = [
         path.relative_to(target.parent).as_posix() for path in drawn if path.is_relative_to(target.parent)

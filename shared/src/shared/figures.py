@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,19 @@ STYLE: dict[str, Any] = {
 }
 
 
+_VECTORS = ContextVar("_VECTORS", default=True)
+
+
+@contextlib.contextmanager
+def png_only() -> Iterator[None]:
+    """Within it no figure writes an SVG: of what goes into documents only the PNG is kept."""
+    token = _VECTORS.set(False)
+    try:
+        yield
+    finally:
+        _VECTORS.reset(token)
+
+
 @contextlib.contextmanager
 def figure(
     path: Path, rows: int = 1, columns: int = 1, *, svg: bool = True, **options: Any
@@ -36,6 +50,7 @@ def figure(
 
     Args:
         path: where to, without suffix; the folder is made.
+        svg: write the SVG as well, unless within `png_only`.
         rows, columns, options: as for `matplotlib.pyplot.subplots`.
 
     Raises:
@@ -60,5 +75,5 @@ def figure(
         with writing(path, "figure"):
             path.parent.mkdir(parents=True, exist_ok=True)
             drawn.savefig(f"{stem}.png", metadata={"Software": None})
-            if svg:
+            if svg and _VECTORS.get():
                 drawn.savefig(f"{stem}.svg", metadata={"Date": None})

@@ -149,17 +149,18 @@ class OnlineUpdate:
         size = alpha.shape[1]
         self.A = self.forgetting * self.A + reduce(weighted @ alpha.T / size)
         self.B = self.forgetting * self.B + reduce(X @ weighted.T / size)
-        new = phi.clone()
-        rest = self.B - new @ self.A  # [d, K], kept up to date as columns move
-        floor = 1e-10 * float(self.A.diagonal().max().clamp(min=torch.finfo(phi.dtype).tiny))
-        diagonal = self.A.diagonal().tolist()
-        for j, used in enumerate(diagonal):
+        rows = phi.T.contiguous()  # [K, d]: a column of Phi lies in one piece
+        rest = self.B.T - self.A @ rows  # [K, d], kept up to date as columns move
+        tiny = torch.finfo(phi.dtype).tiny
+        floor = 1e-10 * float(self.A.diagonal().max().clamp(min=tiny))
+        for row, left, shared, used in zip(rows, rest, self.A, self.A.diagonal().tolist(), strict=True):
             if used <= floor:
                 continue
-            column = new[:, j] + rest[:, j] / used
-            column = column / column.norm().clamp(min=torch.finfo(phi.dtype).tiny)
-            rest.addr_(column - new[:, j], self.A[j], alpha=-1)
-            new[:, j] = column
+            moved = left.div(used).add_(row)
+            moved.div_(torch.linalg.vector_norm(moved).clamp_(min=tiny))
+            rest.addr_(shared, moved - row, alpha=-1)
+            row.copy_(moved)
+        new = rows.T.contiguous()
         return new, (new - phi).norm()
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -50,7 +50,7 @@ def factor_cells(preset: str) -> dict[str, dict[str, Any]]:
     if preset == "smoke":
         return {
             "factors": {
-                "data": "articles", "dim": 50, "vector_epochs": 4, "factors": 100, "weighting": "sqrt-uniform",
+                "data": "articles", "dim": 50, "vector_epochs": 2, "factors": 100, "weighting": "sqrt-uniform",
                 "steps": 200, "batch_size": 100, "inference_steps": 30, "eval_every": 200,
             }
         }  # fmt: skip

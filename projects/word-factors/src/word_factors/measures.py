@@ -55,6 +55,7 @@ READ: dict[str, frozenset[str]] = {
 learn or choose."""
 RULES = ("3CosMul", "PairDirection", "only-b", "only-c", "code", "boost", "boost-sources", "group-boost", "mask", "set")
 POLYSEMOUS = ("queen", "Apple", "best", "bank", "May", "right")
+FEW = ("family", "gram5-present-participle", "gram8-plural")  # sections asked where minutes are not to be spent
 SHARED_WORDS = 8000  # the most frequent ones, on which embeddings are compared
 
 
@@ -93,8 +94,8 @@ def measure_factors(config: TrainConfig, source: Source | None = None, thorough:
     Args:
         config: the run.
         source: its vectors, where they are at hand already.
-        thorough: also classes against all baselines, classes of BATS, the judges of top words, and analogies over
-            several halvings (minutes).
+        thorough: also classes against all baselines, classes of BATS, the judges of top words, and all classes and
+            sections of analogies over several halvings (minutes).
     """
     model, codes, summary = learned(config, source)
     embedding = model.embedding
@@ -112,7 +113,11 @@ def measure_factors(config: TrainConfig, source: Source | None = None, thorough:
         "groups": len(groups),
         "group_median": float(np.median(groups.sizes)),
         **reading(codes, embedding, tops),
-        **analogies(model, codes, groups.labels, config.seed, splits=4 if thorough else 1),
+        **(
+            analogies(model, codes, groups.labels, config.seed)
+            if thorough
+            else analogies(model, codes, groups.labels, config.seed, splits=1, sections=FEW)
+        ),
         "dictionary": pack(model.phi.numpy().astype(np.float16)),
         "codes": pack_codes(codes),
         "top_words": tops,
@@ -120,8 +125,10 @@ def measure_factors(config: TrainConfig, source: Source | None = None, thorough:
         "labels": groups.labels.tolist(),
         "use": (np.bincount(codes.indices, minlength=model.K) / len(embedding)).tolist(),
     }
-    values |= class_precision(model, codes, config, BASELINES if thorough else ("raw", "pca", "rotation"))
-    if thorough:
+    if not thorough:
+        values |= class_precision(model, codes, config, ("raw", "pca", "rotation"), splits=1)
+    else:
+        values |= class_precision(model, codes, config, BASELINES)
         values |= judged_elsewhere(tops, codes, embedding, config)
     if config.seed == 0:
         sample = torch.from_numpy(model.vectors()[fair_rows(len(embedding), 1000)]).T
@@ -152,12 +159,19 @@ def reading(codes: sparse.csr_array, embedding: Embedding, tops: list[list[str]]
 
 
 def analogies(
-    model: FactorModel, codes: sparse.csr_array, labels: NDArray[np.int64], seed: int, splits: int = 4
+    model: FactorModel,
+    codes: sparse.csr_array,
+    labels: NDArray[np.int64],
+    seed: int,
+    splits: int = 4,
+    sections: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """3CosAdd on all questions of the vocabulary, and the held-out table by section and rule."""
+    """3CosAdd on all questions of the vocabulary, and the held-out table by section and rule; of some sections only,
+    where they are named."""
     embedding = model.embedding
     assert embedding is not None
-    task = AnalogyTask.from_file(google_questions()).in_vocabulary(embedding)
+    asked = AnalogyTask.from_file(google_questions())
+    task = (asked.choose(sections) if sections else asked).in_vocabulary(embedding)
     plain = Space(embedding.vectors, task.forms)
     right = sum(int(s.right(answer(plain, three_cos_add, s.abc()), task.forms).sum()) for s in task.sections)
     space = Space(model.vectors(), task.forms)
@@ -176,7 +190,11 @@ def analogies(
 
 
 def class_precision(
-    model: FactorModel, codes: sparse.csr_array, config: TrainConfig, baselines: tuple[Baseline, ...]
+    model: FactorModel,
+    codes: sparse.csr_array,
+    config: TrainConfig,
+    baselines: tuple[Baseline, ...],
+    splits: int = 4,
 ) -> dict[str, Any]:
     """Held-out average precision of factors and baselines on the classes of the Google sections, and where all
     baselines are asked for and BATS is at hand on those of its relations, under names that begin with `bats`."""
@@ -195,7 +213,7 @@ def class_precision(
         classes = index_classes(lexicon, embedding)
         if not classes.names:
             continue
-        table = class_table(methods, classes, seed=config.seed)
+        table = class_table(methods, classes, config.seed, splits)
         found |= {f"{prefix}ap {name}": table.mean_ap(name) for name in methods}
         found |= {f"{prefix}auc {name}": table.mean_auc(name) for name in methods}
         found[f"{prefix}class_rows"] = [[name, words, list(ap), best] for name, words, ap, best in table.rows()]
