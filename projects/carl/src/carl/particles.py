@@ -8,7 +8,8 @@ predicted dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from carl.ensemble import Ensemble, bounded
 from carl.noise import Source, normals
 from carl.task import PlanningTask
 from shared.config import UserError
+from shared.device import compiled_function
 
 
 class Outcome(NamedTuple):
@@ -36,6 +38,22 @@ class Outcome(NamedTuple):
     spread: Tensor
 
 
+class Layers(NamedTuple):
+    """Several problems' nets.
+
+    Attributes:
+        weights: (G, E, in, out) each. biases: (G, E, 1, out) each.
+        low, high: (G, 1, 1, d) bounds of the log-variances.
+        activation: of the hidden layers, swish or relu.
+    """
+
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+    low: Tensor
+    high: Tensor
+    activation: str
+
+
 class Simulator:
     """Several problems' ensembles, stacked and folded for planning; to be made again after a fit.
 
@@ -46,6 +64,7 @@ class Simulator:
         task: of all of them.
         particles: P, a multiple of the nets.
         voters: whose heads vote in place of the ensembles' own, one a problem.
+        compile: a step of the particles by `torch.compile`.
 
     Raises:
         UserError: P is no multiple of E; ensembles of different sizes.
@@ -57,6 +76,7 @@ class Simulator:
         task: PlanningTask,
         particles: int,
         voters: Sequence[Ensemble] | None = None,
+        compile: bool = False,
     ) -> None:
         first = ensembles[0]
         sizes = {tuple(weight.shape for weight in each.weights) for each in ensembles}
@@ -65,7 +85,7 @@ class Simulator:
         if particles < 1 or particles % first.nets:
             raise UserError("--particles", particles, f"a positive multiple of the {first.nets} nets")
         self.task, self.particles, self.nets, self.problems = task, particles, first.nets, len(ensembles)
-        self.d, self.act, self.probabilistic = first.out_dim, first.activation, first.probabilistic
+        self.d, self.probabilistic, self.compile = first.out_dim, first.probabilistic, compile
         with torch.no_grad():
             stacked = [torch.stack(layer) for layer in zip(*(each.weights for each in ensembles), strict=True)]
             biases = [torch.stack(layer) for layer in zip(*(each.biases for each in ensembles), strict=True)]
@@ -78,10 +98,9 @@ class Simulator:
                 middle = torch.stack([nn.functional.pad(each.mean_out, (0, 1)) for each in ensembles])
                 stacked[-1], biases[-1] = stacked[-1] * spread, biases[-1] * spread + middle
                 folded = folded if len(stacked) > 1 else stacked[-1]
-            self.weights = [folded, *stacked[1:]]  # (G, E, in, out)
-            self.biases = biases  # (G, E, 1, out)
-            self.high = torch.stack([each.max_logvar for each in ensembles])  # (G, 1, 1, d)
-            self.low = torch.stack([each.min_logvar for each in ensembles])
+            high = torch.stack([each.max_logvar for each in ensembles])
+            low = torch.stack([each.min_logvar for each in ensembles])
+            self.layers = Layers((folded, *stacked[1:]), tuple(biases), low, high, first.activation)
         self.voters = None if voters is None else Simulator(voters, task, particles)
 
     @torch.no_grad()
@@ -117,51 +136,77 @@ class Simulator:
         by_step = torch.zeros(G, N, H, device=device)
         spread = torch.zeros(G, N, H, device=device)
         seen = task.features(here)
+        stride = compiled_stride(device.type) if self.compile else _stride
+        nets, voters = self.layers, None if self.voters is None else self.voters.layers
         for step in range(H):
-            action = actions[:, :, step]
-            out = self._forward(seen, action)
-            mean, logit = out[..., : self.d], out[..., -1:]
-            if self.voters is not None:
-                logit = self.voters._forward(seen, action)[..., -1:]
-            moved = mean
-            if self.probabilistic and noise is not None:
-                logvar = bounded(out[..., self.d : -1], self.low.unsqueeze(3), self.high.unsqueeze(3))
-                moved = mean + torch.exp(0.5 * logvar) * noise[:, step]
-            here = task.advance(here, moved)
-            voted = logit.squeeze(-1) > limit
+            draws = noise[:, step] if self.probabilistic and noise is not None else None
+            here, seen, added, voted, mean = stride(
+                task, nets, voters, here, seen, actions[:, :, step], draws, where, limit
+            )
             votes += voted
-            seen = task.features(here)
-            cost += task.state_cost(here, where, seen)
+            cost += added
             if traced:
                 by_step[:, :, step] = voted.float().mean(dim=(1, 3))
                 spread[:, :, step] = mean.mean(dim=3).std(dim=1, correction=0).mean(dim=-1)
         cost += task.action_cost(actions).sum(dim=2)[:, None, :, None]  # (G, 1, N, 1)
         return Outcome(self._by_candidate(cost), self._by_candidate(votes), by_step, spread)
 
-    def _forward(self, seen: Tensor, action: Tensor) -> Tensor:
-        """(G, E, N, R, 2 d + 1) of features (G, E, N, R, f) and actions (G, N, a)."""
-        G, E, N, R, _ = seen.shape
-        x = torch.cat([seen, action[:, None, :, None].expand(-1, E, -1, R, -1)], dim=-1)
-        h = torch.baddbmm(self.biases[0].flatten(0, 1), x.view(G * E, N * R, -1), self.weights[0].flatten(0, 1))
-        h = self._activated(h)
-        return self._rest(h.view(G, E, N * R, -1)).view(G, E, N, R, -1)
-
-    def _activated(self, h: Tensor) -> Tensor:
-        return h.relu_() if self.act == "relu" else nn.functional.silu(h, inplace=True)
-
-    def _rest(self, h: Tensor) -> Tensor:
-        """All layers but the first: (G, E, rows, h) -> (G, E, rows, 2 d + 1)."""
-        G, E, rows, _ = h.shape
-        h = h.view(G * E, rows, -1)
-        last = len(self.weights) - 1
-        for layer in range(1, last + 1):
-            weight, bias = self.weights[layer], self.biases[layer]
-            h = torch.baddbmm(bias.view(G * E, 1, -1), h, weight.view(G * E, *weight.shape[2:]))
-            if layer < last:
-                h = self._activated(h)
-        return h.view(G, E, rows, -1)
-
     def _by_candidate(self, value: Tensor) -> Tensor:
         """(G, E, N, R) -> (G, N, E * R)."""
         G, E, N, R = value.shape
         return value.permute(0, 2, 1, 3).reshape(G, N, E * R)
+
+
+def _stride(
+    task: PlanningTask,
+    nets: Layers,
+    voters: Layers | None,
+    here: Tensor,
+    seen: Tensor,
+    action: Tensor,
+    draws: Tensor | None,
+    where: Tensor,
+    limit: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """One step of all particles.
+
+    Args:
+        nets, voters: of the dynamics, and whose heads vote in their place.
+        here: (G, E, N, R, s) states. seen: (..., f) their features. action: (G, N, a).
+        draws: (G or 1, E, N or 1, R, d) standard normals; None: the mean is what happens.
+        where: (G, 1, 1, 1) context. limit: (G, 1, 1, 1) logit above which a net votes.
+
+    Returns: states, features and cost after it, votes (G, E, N, R), predicted means (..., d).
+    """
+    out = _forward(nets, seen, action)
+    d = task.target_dim
+    mean, logit = out[..., :d], out[..., -1:]
+    if voters is not None:
+        logit = _forward(voters, seen, action)[..., -1:]
+    moved = mean
+    if draws is not None:
+        logvar = bounded(out[..., d:-1], nets.low.unsqueeze(3), nets.high.unsqueeze(3))
+        moved = mean + torch.exp(0.5 * logvar) * draws
+    here = task.advance(here, moved)
+    seen = task.features(here)
+    return here, seen, task.state_cost(here, where, seen), logit.squeeze(-1) > limit, mean
+
+
+@lru_cache
+def compiled_stride(device: str) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """A step compiled: its elementwise work fused, and on a GPU replayed as one CUDA graph instead of being launched
+    kernel by kernel. Sums over the horizon stay outside: a graph's outputs are overwritten when it is replayed."""
+    return compiled_function(_stride, **({"mode": "reduce-overhead"} if device == "cuda" else {}))
+
+
+def _forward(nets: Layers, seen: Tensor, action: Tensor) -> Tensor:
+    """(G, E, N, R, outputs) of features (G, E, N, R, f) and actions (G, N, a)."""
+    G, E, N, R, _ = seen.shape
+    x = torch.cat([seen, action[:, None, :, None].expand(-1, E, -1, R, -1)], dim=-1)
+    h = x.view(G * E, N * R, -1)
+    last = len(nets.weights) - 1
+    for layer, (weight, bias) in enumerate(zip(nets.weights, nets.biases, strict=True)):
+        h = torch.baddbmm(bias.flatten(0, 1), h, weight.flatten(0, 1))
+        if layer < last:
+            h = h.relu_() if nets.activation == "relu" else nn.functional.silu(h, inplace=True)
+    return h.view(G, E, N, R, -1)

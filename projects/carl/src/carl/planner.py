@@ -50,6 +50,7 @@ class Planner:
         particles: P.
         candidates, elites, iterations, alpha: of `CEM`.
         optimiser: `cem`, or `mppi` with as many candidates.
+        compile: the simulation by `torch.compile`; see `Simulator`.
 
     Attributes:
         failed: (G,) particles without a finite cost in the last `act`. blind: (G,) whether it had no other.
@@ -72,11 +73,13 @@ class Planner:
         alpha: float = 0.1,
         voters: Sequence[Ensemble] | None = None,
         optimiser: Literal["cem", "mppi"] = "cem",
+        compile: bool = False,
     ) -> None:
         check_range("--horizon", horizon, 1)
         if len(risks) != len(ensembles):
             raise ValueError(f"{len(risks)} risks for {len(ensembles)} problems")
         self.task, self.risks, self.horizon, self.particles = task, tuple(risks), horizon, particles
+        self.compile = compile
         self.device = ensembles[0].weights[0].device
         low = torch.full((task.action_dim,), task.low, device=self.device)
         high = torch.full((task.action_dim,), task.high, device=self.device)
@@ -91,7 +94,7 @@ class Planner:
     def refresh(self, ensembles: Sequence[Ensemble], voters: Sequence[Ensemble] | None = None) -> None:
         """Plan with these ensembles from now on."""
         self.ensembles, self.voters = tuple(ensembles), None if voters is None else tuple(voters)
-        self.simulator = Simulator(ensembles, self.task, self.particles, voters)
+        self.simulator = Simulator(ensembles, self.task, self.particles, voters, self.compile)
 
     def keep(self, problems: Sequence[int]) -> None:
         """Go on with these problems, in this order; the episodes of the others have ended."""

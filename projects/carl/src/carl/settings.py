@@ -36,6 +36,7 @@ class Setting:
         fresh: every fit starts from new weights. noise: deviation of what is added to inputs and targets in a fit, in
             units of their spread.
         penalty: lambda, cost of a predicted catastrophic step.
+        compile: plan by a compiled simulation.
         after_catastrophe: a source episode ends so many steps after its first catastrophe; None: it goes on.
         targets: domains to adapt to, the usual one first.
 
@@ -74,6 +75,7 @@ class Setting:
     fresh: bool = False
     noise: float = 0.0
     penalty: float = 1e4
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for flag, value in (

@@ -1,8 +1,9 @@
 """Avalanche's side of the races; runs in an environment that has avalanche-lib and nothing of ours.
 
-python avalanche_peer.py DATA.npz          # then commands on standard input, one JSON answer a line
+python avalanche_peer.py DATA.npz [THREADS] [MNIST]          # then commands on standard input, one JSON answer a line
 
-epoch                                       train Naive for one epoch on the next permutation
+epoch                                       train Naive for one epoch on the next permutation, of tensors
+shipped                                     the same on the next experience of Avalanche's own PermutedMNIST
 {"method": "ewc", "strength": 1.0, ...}     train a whole stream, answer the accuracies on all tasks
 """
 
@@ -19,6 +20,7 @@ from torch.utils.data import TensorDataset
 
 with contextlib.redirect_stdout(sys.stderr):
     from avalanche.benchmarks import benchmark_from_datasets
+    from avalanche.benchmarks.classic import PermutedMNIST
     from avalanche.benchmarks.utils import as_classification_dataset
     from avalanche.training.plugins import (
         AGEMPlugin,
@@ -109,14 +111,18 @@ def main():
     with np.load(sys.argv[1]) as content:
         data = SimpleNamespace(**{name: torch.from_numpy(content[name]) for name in content.files})
     torch.set_num_threads(int(sys.argv[2]) if len(sys.argv) > 2 else 1)
-    fast, place = None, 0
+    fast, place = {}, 0
     print(json.dumps({"torch": torch.__version__}), flush=True)
     for line in sys.stdin:
         with contextlib.redirect_stdout(sys.stderr):
-            if line.strip() == "epoch":
-                if fast is None:
-                    fast = strategy(network([784, 256, 256, 256, 10]), [], 1), list(stream(data, 10).train_stream)
-                fast[0].train(fast[1][place % 10], num_workers=0, drop_last=True)
+            if (name := line.strip()) in ("epoch", "shipped"):
+                if name not in fast:
+                    made = (
+                        PermutedMNIST(10, seed=0, dataset_root=sys.argv[3]) if name == "shipped" else stream(data, 10)
+                    )
+                    fast[name] = strategy(network([784, 256, 256, 256, 10]), [], 1), list(made.train_stream)
+                own, experiences = fast[name]
+                own.train(experiences[place % 10], num_workers=0, drop_last=True)
                 place += 1
                 answer = {"done": place}
             else:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from shared.config import UserError
 from superposition.streams import Samples
@@ -36,20 +37,33 @@ def peer_python(folder: Path) -> Path:
     return python
 
 
+def write_mnist(folder: Path, images: Tensor, labels: Tensor) -> None:
+    """Images [N, 1, 28, 28] uint8 and labels [N] as the files that torchvision's `MNIST` reads, for training and
+    testing alike."""
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    sized = np.array([2051, len(images), 28, 28], ">i4").tobytes()
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(sized + images.numpy().astype(np.uint8).tobytes())
+        named = np.array([2049, len(labels)], ">i4").tobytes()
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(named + labels.numpy().astype(np.uint8).tobytes())
+
+
 class Peer:
     """A process of Avalanche's that answers line by line.
 
     Args:
-        python: its interpreter. samples: the data. folder: for their file. threads: of torch.
+        python: its interpreter. samples: the data. folder: for their file. threads: of torch. mnist: folder of
+            `write_mnist`, for the stream that Avalanche ships.
     """
 
-    def __init__(self, python: Path, samples: Samples, folder: Path, threads: int) -> None:
+    def __init__(self, python: Path, samples: Samples, folder: Path, threads: int, mnist: Path | None = None) -> None:
         path = folder / "data.npz"
         np.savez(path, **{name: getattr(samples, name).numpy() for name in ("x", "y", "x_test", "y_test")})
         script = Path(__file__).with_name("avalanche_peer.py")
         self.process = subprocess.Popen(
-            [str(python), str(script), str(path), str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True,
+            [str(python), str(script), str(path), str(threads), str(mnist or "")], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         self.torch = self._answer()["torch"]
 
