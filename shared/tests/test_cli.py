@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,21 @@ def test_what_the_member_logs_is_shown_unless_it_is_to_be_quiet(app: Any, capsys
     assert capsys.readouterr().err == "a is tied to b\n"
     assert app.main(["talk", "--quiet"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_warning_is_what_it_says_and_no_line_of_code(app: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    @app.verb(RunConfig)
+    def warn(config: RunConfig) -> int:
+        """Warn."""
+        warnings.warn("mind the step", stacklevel=1)
+        return 0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        before = warnings.formatwarning
+        assert app.main(["warn"]) == 0
+    assert capsys.readouterr().err == "toy: warning: mind the step\n"
+    assert warnings.formatwarning is before
 
 
 def test_processes_find_each_other_and_the_first_failure_ends_all(tmp_path: Path) -> None:

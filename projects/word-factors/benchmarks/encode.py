@@ -11,6 +11,7 @@ least as exact. The requirement, five times as fast, is held against both. FISTA
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import sys
 import warnings
@@ -23,9 +24,12 @@ from numpy.typing import NDArray
 from sklearn.decomposition import sparse_encode
 from torch import Tensor
 
+from shared.config import UserError
+from shared.data import data_root
 from shared.races import conditions, race, ratio, record
 from word_factors.dictionary import OnlineUpdate, unit_columns
 from word_factors.inference import ACTIVE, fista, kkt_gap, solve
+from word_factors.vectors import find_embedding
 
 LAM = 0.1
 REQUIRED = 5.0
@@ -45,6 +49,14 @@ def words(path: Path | None, count: int) -> NDArray[np.float32]:
         chosen = rng.choice(500, 12, replace=False, p=use / use.sum())
         row[:] = phi[:, chosen] @ rng.exponential(1.0, 12).astype(np.float32) + 6 * rng.standard_normal(300)
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def at_hand(given: Path | None, quick: bool) -> Path | None:
+    """The file of real word vectors to race on; None for planted ones."""
+    if given is None and not quick:
+        with contextlib.suppress(UserError):
+            return find_embedding("googlenews", data_root(None))
+    return given
 
 
 def learned(x: NDArray[np.float32], K: int, steps: int) -> Tensor:
@@ -75,16 +87,17 @@ def theirs(x: NDArray[np.floating], phi: NDArray[np.floating]) -> NDArray[np.flo
 def main() -> int:
     """Run the race and print it; 1 if the requirement is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--vectors", type=Path, help="real word vectors in place of planted ones")
+    parser.add_argument("--vectors", type=Path, help="real word vectors; default: word2vec of Google News, if at hand")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="small and short; the ratio means little")
     parser.add_argument("--json", type=Path, help="write the table here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    path = at_hand(options.vectors, options.quick)
     count, K, repeats = (300, 100, 1) if options.quick else (2000, 500, options.repeats)
-    x = words(options.vectors, max(count, K))[:count]
-    phi = learned(words(options.vectors, max(2 * count, K)), K, 5 if options.quick else 40)
+    x = words(path, max(count, K))[:count]
+    phi = learned(words(path, max(2 * count, K)), K, 5 if options.quick else 40)
     X = torch.from_numpy(np.ascontiguousarray(x.T))
     ours = solve(X, phi, LAM)
     double, phi64 = X.double(), phi.double()
@@ -128,7 +141,7 @@ def main() -> int:
         body.append((other, f"{seconds[other]:.3f}", f"{left[other]:.0e}", f"{ratios[name]:.1f}"))
     slower = seconds["fista"] / seconds["ours float32"]
     body.append((f"FISTA with restarts, {steps} steps", f"{seconds['fista']:.3f}", "1e-04", f"{slower:.1f}"))
-    what = "real" if options.vectors is not None else "planted"
+    what = "real" if path is not None else "planted"
     verdict = f"required {REQUIRED:g} against both: {'met' if met else 'missed'}"
     title = f"Codes of {count:,} words ({what} vectors), {K} factors ({verdict})"
     record(options.json, title, columns, body, "cpu")

@@ -361,6 +361,24 @@ def test_damaged_groups_and_places_that_cannot_be_written_are_told_of(
 
 
 @pytest.mark.slow
+def test_every_verb_on_a_run_over_gensims_articles(tmp_path: Path) -> None:
+    run, out = str(tmp_path / "run"), str(tmp_path / "out")
+    small = ["--data", "articles", "--dim", "50", "--vector-epochs", "2", "--preprocess", "center", "--factors", "100"]
+    steps = ["--steps", "200", "--batch-size", "100", "--inference-steps", "30", "--device", "cpu", "--quiet"]
+    assert main(["train", *small, *steps, "--out", run]) == 0
+    for verb, *rest in (
+        ["encode", "--out", f"{out}/codes.npz"], ["factors", "--count", "5"], ["word", "king"], ["groups"],
+        ["reliability", "--others", run], ["classes"], ["analogy", "--splits", "1"],
+        ["explain", "king", "queen", "man", "woman"], ["name", "--factor", "3", "--to", "mine"],
+        ["generate", "--factors", "3", "--out", f"{out}/made.txt"], ["explore", "--out", f"{out}/page.html"],
+        ["evaluate"],
+    ):  # fmt: skip
+        assert main([verb, run, *rest, "--quiet"]) == 0, verb
+    assert main(["vectors", "--vectors", f"{run}/vectors.npz", "--out", f"{out}/plain.txt", "--quiet"]) == 0
+    assert all((tmp_path / "out" / name).stat().st_size for name in ("codes.npz", "made.txt", "page.html", "plain.txt"))
+
+
+@pytest.mark.slow
 def test_reproduce_smoke_on_embedded_data(tmp_path: Path) -> None:
     flags = ["--preset", "smoke", "--device", "cpu", "--quiet", "--jobs", "1", "--out", str(tmp_path / "out")]
     assert main(["reproduce", *flags, "--results", str(tmp_path / "results")]) == 0

@@ -24,6 +24,7 @@ from word_factors.inference import (
     lam_max,
     lipschitz,
     solve,
+    spectral_bound,
 )
 
 D, K, B, LAM = 12, 30, 40, 0.15
@@ -260,3 +261,12 @@ def test_vectors_of_another_dimension_are_refused() -> None:
     X, phi = problem()
     with pytest.raises(UserError, match="d = 12"):
         fista(X[:-1], phi, LAM, 5)
+
+
+@pytest.mark.parametrize("n", [1, 20, 300])
+def test_the_bound_for_gpus_is_an_upper_one_and_close(n: int) -> None:
+    for seed, columns in ((0, n), (1, max(1, n // 2)), (2, 3 * n)):  # of full rank, singular, wide
+        phi = torch.randn(n, columns, generator=torch.Generator().manual_seed(seed))
+        gram = phi @ phi.T
+        largest = float(torch.linalg.eigvalsh(gram.double())[-1])
+        assert largest * (1 - 1e-9) <= float(spectral_bound(gram)) <= largest * n ** (1 / 512) * (1 + 1e-9)

@@ -54,6 +54,8 @@ def test_codes_of_real_words_are_the_lasso_of_scikit_learn(embedding: Embedding,
     # After 150 plain steps most words are within 5e-4; the claim `fista-exact` holds that against the worst.
     off = np.abs(fista(X, phi.double(), 0.1, 150).alpha.numpy() - expected).max(axis=0)
     assert np.median(off) <= 5e-4
+    restarted = fista(X, phi.double(), 0.1, 150, restart=True).alpha.numpy()
+    np.testing.assert_allclose(restarted, expected, rtol=0, atol=5e-4)
 
 
 @pytest.mark.parametrize(("rule", "method"), [("add", "most_similar"), ("mul", "most_similar_cosmul")])

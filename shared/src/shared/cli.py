@@ -33,6 +33,7 @@ import threading
 import time
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ class App:
     def main(self, arguments: Sequence[str] | None = None) -> int:
         """Run a command line; returns the exit code and never shows a traceback for a user's mistake."""
         arguments = list(sys.argv[1:] if arguments is None else arguments)
-        with _sigterm_as_exit():
+        with _sigterm_as_exit(), _short_warnings(self.member):
             try:
                 return self._dispatch(arguments) or 0
             except UserError as error:
@@ -281,6 +282,17 @@ def _flag(arguments: Sequence[str], name: str) -> str | None:
         if argument.startswith(name + "="):
             return argument[len(name) + 1 :]
     return None
+
+
+@contextlib.contextmanager
+def _short_warnings(member: str) -> Iterator[None]:
+    """Warnings are for the user: what they say, without the line of code that said it."""
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"{member}: warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 @contextlib.contextmanager

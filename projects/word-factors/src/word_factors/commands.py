@@ -206,7 +206,8 @@ def show_word(report: WordReport, names: Sequence[str], count: int, quiet: bool)
     print_table(report.word, ("factor", "name", "activation", "share", ""), body, quiet)
     if report.senses and not quiet:
         parts = (f"{sense.share:.2f} {{{names[sense.factors[0][0]]}}}" for sense in report.senses)
-        print(f"{report.word} = {' + '.join(parts)} + {report.rest:.2f} other\n")
+        left = f"left over: {report.left_over:.2f} of the energy"
+        print(f"{report.word} = {' + '.join(parts)} + {report.rest:.2f} other factors ({left})\n")
 
 
 def groups(config: GroupsConfig) -> int:

@@ -50,7 +50,8 @@ def factor_cells(preset: str) -> dict[str, dict[str, Any]]:
     if preset == "smoke":
         return {
             "factors": {
-                "data": "articles", "dim": 50, "vector_epochs": 2, "factors": 100, "weighting": "sqrt-uniform",
+                "data": "articles", "dim": 50, "vector_epochs": 4, "preprocess": "center", "factors": 100,
+                "weighting": "sqrt-uniform",
                 "steps": 200, "batch_size": 100, "inference_steps": 30, "eval_every": 200,
             }
         }  # fmt: skip
@@ -59,6 +60,7 @@ def factor_cells(preset: str) -> dict[str, dict[str, Any]]:
     published = {
         "data": "googlenews", "factors": 1000, "update": "quadratic", "init": "gaussian", "weighting": "sqrt",
         "batch_size": 100, "inference_steps": 500, "step_size": 0.05, "step_final": 0.005, "steps": 40_000,
+        "inference": "fista", "compile": True,
     }  # fmt: skip
     if preset == "gpu":
         return {"factors": published}
@@ -134,11 +136,12 @@ class WordFactorsStudy(Study):
 
     def quantities(self) -> Mapping[str, Callable[[Outcomes], Sequence[float]]]:
         found: dict[str, Callable[[Outcomes], Sequence[float]]] = {
-            "smoke-left-over": partial(plain, metric="left_over"),
+            "smoke-energy": partial(plain, metric="energy_kept"),
             "active": partial(plain, metric="active"),
             "left-over": partial(plain, metric="left_over"),
             "snr": partial(plain, metric="snr"),
             "fista-150": partial(plain, metric="fista_150"),
+            "fista-150-restarted": partial(plain, metric="fista_150_restarted"),
             "reliability": lambda o: [match.mean for match in matches(o)],
             "reliability-over-random": lambda o: [match.mean / chance(o) for match in matches(o)],
             "reliability-share": lambda o: [match.share(0.8) for match in matches(o)],
@@ -165,6 +168,7 @@ class WordFactorsStudy(Study):
         tables: dict[str, tuple[Sequence[str], Sequence[Sequence[Any]]]] = {}
         if "factors" in outcomes:
             tables["Analogies, held out by pair: accuracy (mean of seeds)"] = analogy_table(outcomes)
+            tables["Questions of each section, and why some were dropped"] = coverage_rows(outcomes)
             tables["Further rules, and factors fitted on the tested pairs (optimistic)"] = further_rules(outcomes)
             tables["Held-out average precision on hand-made classes (mean of seeds)"] = class_rows(outcomes)
             if "bats class_rows" in outcomes.raw("factors")[0]:
@@ -304,19 +308,21 @@ def embedding_seeds(outcomes: Outcomes) -> int:
 
 
 def profile_match(outcomes: Outcomes, one: str, other: str, seed: int) -> tuple[float, float]:
-    """(mean best cosine of activations over shared words, the same with the words of one side shuffled)."""
+    """Dictionary `seed` of one embedding in the next one of the other: (mean best
+    cosine of activations over shared words, the same with the words of one side shuffled)."""
     codes = shared_codes(outcomes, one, other, seed)
     return match_profiles(*codes).mean, float(shuffled_control(*codes, draws=1).mean())
 
 
 def shared_codes(outcomes: Outcomes, one: str, other: str, seed: int) -> tuple[Any, Any]:
-    """Codes [V, K] of the words that two embeddings share, in the same order."""
+    """Codes [V, K] of the words that two embeddings share, in the same order: under dictionary `seed` of the one and
+    the next of the other, for under one seed both would have begun from the same words and met the same batches."""
     left, right = outcomes.raw(one)[0], outcomes.raw(other)[0]
     place = {word: row for row, word in enumerate(right["vocabulary"])}
     pairs = [(row, place[word]) for row, word in enumerate(left["vocabulary"]) if word in place]
     mine, theirs = (list(rows) for rows in zip(*pairs, strict=True))
-    codes = (vectors["dictionaries"][seed]["codes"] for vectors in (left, right))
-    return unpack_codes(next(codes))[mine], unpack_codes(next(codes))[theirs]
+    codes = left["dictionaries"][seed]["codes"], right["dictionaries"][(seed + 1) % len(right["dictionaries"])]["codes"]
+    return unpack_codes(codes[0])[mine], unpack_codes(codes[1])[theirs]
 
 
 def embeddings_ratio(outcomes: Outcomes) -> list[float]:
@@ -355,6 +361,16 @@ def analogy_table(outcomes: Outcomes) -> Table:
     if skipped:
         rows.append(["too few pairs: " + ", ".join(name for name, _ in skipped), "", *([""] * len(SHOWN))])
     return ("section", "pairs", *SHOWN), rows
+
+
+def coverage_rows(outcomes: Outcomes) -> Table:
+    """A row a section: questions in the file, asked, dropped, and the words most often missing from the vocabulary."""
+    rows = [
+        [part["section"], part["questions"], part["kept"], part["questions"] - part["kept"],
+         ", ".join(f"{word} ({count})" for word, count in part["missing"])]
+        for part in outcomes.raw("factors")[0]["coverage"]
+    ]  # fmt: skip
+    return ("section", "in the file", "asked", "dropped", "not in the vocabulary (questions)"), rows
 
 
 def further_rules(outcomes: Outcomes) -> Table:

@@ -26,7 +26,7 @@ from word_factors.corpus import open_corpus
 from word_factors.embedding import Embedding
 from word_factors.experiments import ANALOGY, BATS
 from word_factors.groups import coactivation, factor_groups
-from word_factors.inference import fista, solve
+from word_factors.inference import energy, fista, solve
 from word_factors.learning import WordFactors
 from word_factors.manipulation import Factors, differences
 from word_factors.model import FactorModel
@@ -109,7 +109,9 @@ def measure_factors(config: TrainConfig, source: Source | None = None, thorough:
         "data": embedding.name,
         "words": len(embedding),
         "train_seconds": summary["seconds"],
+        "energy_kept": energy_kept(model, config, source),
         "fista_150": fista_error(model),
+        "fista_150_restarted": fista_error(model, restart=True),
         "groups": len(groups),
         "group_median": float(np.median(groups.sizes)),
         **reading(codes, embedding, tops),
@@ -138,11 +140,23 @@ def measure_factors(config: TrainConfig, source: Source | None = None, thorough:
     return values
 
 
-def fista_error(model: FactorModel, words: int = 200, steps: int = 150) -> float:
+def energy_kept(model: FactorModel, config: TrainConfig, source: Source | None) -> float:
+    """Mean energy E of the vocabulary under the dictionary, over that under the one that the run began from: 1 where
+    nothing was learned."""
+    task = WordFactors(config, source)
+    loop = Loop(task, config, MEMBER, folder=False)
+    task.start(loop)
+    X = torch.from_numpy(np.ascontiguousarray(model.vectors().T))
+    found = [solve(X, phi.cpu(), model.lam) for phi in (model.phi, task.dictionary.phi)]
+    after, before = (float(energy(codes.residual, codes.alpha, model.lam).mean()) for codes in found)
+    return after / before
+
+
+def fista_error(model: FactorModel, words: int = 200, steps: int = 150, restart: bool = False) -> float:
     """Largest difference between an activation after `steps` of FISTA and the exact one."""
     X = torch.from_numpy(model.vectors()[fair_rows(len(model.vectors()), words)]).T
     exact = solve(X, model.phi, model.lam, tol=1e-5).alpha
-    return float((fista(X, model.phi, model.lam, steps).alpha - exact).abs().max())
+    return float((fista(X, model.phi, model.lam, steps, restart=restart).alpha - exact).abs().max())
 
 
 def reading(codes: sparse.csr_array, embedding: Embedding, tops: list[list[str]]) -> dict[str, float]:
@@ -181,6 +195,15 @@ def analogies(
     return {
         "questions": len(task),
         "questions_dropped": sum(report.dropped for report in task.coverage),
+        "coverage": [
+            {
+                "section": c.section,
+                "questions": c.questions,
+                "kept": c.kept,
+                "missing": [list(m) for m in c.missing[:3]],
+            }
+            for c in task.coverage
+        ],
         "three_cos_add": right / len(task),
         **{f"macro {rule}": table.macro(rule) for rule in table.rules},
         **{f"micro {rule}": table.micro(rule) for rule in table.rules},
