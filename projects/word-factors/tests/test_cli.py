@@ -368,9 +368,10 @@ def test_every_verb_on_a_run_over_gensims_articles(tmp_path: Path) -> None:
     assert main(["train", *small, *steps, "--out", run]) == 0
     for verb, *rest in (
         ["encode", "--out", f"{out}/codes.npz"], ["factors", "--count", "5"], ["word", "king"], ["groups"],
-        ["reliability", "--others", run], ["classes"], ["analogy", "--splits", "1"],
+        ["reliability", run], ["classes"], ["analogy", "--splits", "1"],
         ["explain", "king", "queen", "man", "woman"], ["name", "--factor", "3", "--to", "mine"],
-        ["generate", "--factors", "3", "--out", f"{out}/made.txt"], ["explore", "--out", f"{out}/page.html"],
+        ["generate", "--factors", "3", "--alike", "0", "--high", "0.1", "--low", "0.05", "--out", f"{out}/made.txt"],
+        ["explore", "--out", f"{out}/page.html"],
         ["evaluate"],
     ):  # fmt: skip
         assert main([verb, run, *rest, "--quiet"]) == 0, verb

@@ -49,6 +49,8 @@ def factor_values(seed: int) -> dict[str, Any]:
     tops = [[(f"w{j}{n}", 1.0 - 0.1 * n) for n in range(10)] for j in range(24)]
     return {
         "active": 12.0, "left_over": 0.4, "snr": 4.0, "unused": 0.0, "median_use": 0.02, "lam": 0.1, "fista_150": 1e-4,
+        "energy_kept": 0.8, "fista_150_restarted": 1e-5,
+        "coverage": [{"section": "family", "questions": 506, "kept": 156, "missing": [["groom", 44]]}],
         "three_cos_add": 0.784, "dictionary": pack(dictionary(seed)), "codes": pack_codes(codes),
         "top_words": [[w for w, _ in top] for top in tops], "top_activations": tops,
         "labels": (np.arange(24) % 4).tolist(), "use": [0.1] * 24, "similarity": pack(np.eye(24, dtype=np.float16)),
@@ -148,7 +150,7 @@ def test_embeddings_with_the_same_factors_stand_out_and_unrelated_ones_do_not() 
 def test_tables_and_figures_are_made_from_what_is_there(tmp_path: Path) -> None:
     study = WordFactorsStudy()
     tables = study.tables(outcomes())
-    assert len(tables) == 11
+    assert len(tables) == 12
     bats = next(rows for title, (_, rows) in tables.items() if "BATS" in title)
     assert [row[0] for row in bats[:2]] == ["B11, left", "B10, left"]
     assert len(bats) == 12  # ten and two means
