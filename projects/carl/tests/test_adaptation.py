@@ -525,3 +525,24 @@ def test_published_sizes_are_the_published_ones() -> None:
         assert (setting.epochs, setting.source_iterations, setting.adapt_iterations) == (epochs, iterations, 10)
         assert (setting.nets, setting.particles, setting.cem_iterations, setting.alpha) == (5, 20, 5, 0.1)
         assert setting.after_catastrophe is None
+
+
+def test_policies_are_evaluated_and_recorded_as_models_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, device = str(tmp_path / "run"), ["--device", "cpu", "--quiet"]
+    assert main(["train", "--preset", "smoke", "--method", "ppo-dr", *device, "--out", out]) == 0
+    found = {}
+    for phase in ("source", "adapted"):
+        file = tmp_path / f"{phase}.json"
+        flags = [*device, "--targets", "1.0", "1.5", "--episodes", "2", "--phase", phase, "--out", str(file)]
+        assert main(["evaluate", out, *flags]) == 0
+        found[phase] = [each["episodes"] for each in json.loads(file.read_text())["found"]]
+    assert [len(episodes) for episodes in found["source"]] == [2, 2]
+    assert found["source"] != found["adapted"]
+    assert main(["record", out, *device, "--seed", "5", "--target", "1.5"]) == 0
+    with np.load(tmp_path / "run" / "episode.npz") as episode:
+        assert float(episode["domain"]) == 1.5
+        assert len(episode["states"]) == len(episode["actions"]) + 1
+        assert np.abs(episode["states"][0]).max() <= 0.01  # a first state of the environment
+    (tmp_path / "run" / "source.pt").unlink()
+    assert main(["evaluate", out, *device]) == 2
+    assert "source.pt" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from carl.episodes import Episode, Start, make_env, run_episodes
+from carl.episodes import Episode, Start, make_env, planner_of, run_episodes
 from carl.learner import Learner
 from carl.noise import Streams, mixed, normals, uniforms
 from carl.risk import Risk
@@ -280,3 +280,29 @@ def test_votes_ahead_are_those_of_particles_under_the_actions_that_were_taken() 
                 counted += int(torch.sigmoid(logit) > 0.5)
             shares.append(counted / SMALL.nets)
         assert votes[n].tolist() == shares
+
+
+def test_a_plan_that_fails_later_in_an_episode_is_forgotten_for_the_middle_of_the_box() -> None:
+    learner = trained()
+    planner = planner_of([Start(0.6, "target", 0, learner, Risk("state"))], TASK, SMALL)
+    state, context = torch.tensor([[0.1, 0.05, 0.0, 0.2]]), torch.tensor([0.6])
+    first, _ = planner.act(state, context, torch.Generator().manual_seed(0))
+    assert first.abs().max() > 0
+    with torch.no_grad():
+        planner.simulator.layers.weights[0].fill_(float("nan"))
+    action, _ = planner.act(state, context, torch.Generator().manual_seed(1))
+    assert bool(planner.blind.all())
+    assert not action.any()
+    assert not planner.plan.any()
+
+
+def test_a_plan_with_a_failed_particle_ranks_behind_any_number_of_votes() -> None:
+    learner = trained()
+    risk = Risk("state", beta=0.0, weight=1e6)  # every net votes at every step
+    planner = planner_of([Start(0.6, "target", 0, learner, risk)], TASK, SMALL)
+    actions = torch.zeros(1, 3, SMALL.horizon, 1)
+    actions[0, 1, 0] = float("nan")
+    costs, failed = planner.evaluate(torch.zeros(1, 4), actions, torch.tensor([0.6]), torch.Generator().manual_seed(0))
+    assert int(failed) == SMALL.particles
+    assert costs[0].argmax() == 1
+    assert float(costs[0, 0]) > 1e6  # the votes alone cost more than a failed particle does

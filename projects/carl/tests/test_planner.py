@@ -192,3 +192,21 @@ def test_a_buffer_keeps_every_row_and_refuses_what_is_no_number() -> None:
     assert torch.equal(other.actions, buffer.actions)
     with pytest.raises(ValueError, match="finite"):
         buffer.add(states / 0, torch.ones(3, 1), torch.zeros(3))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_a_compiled_simulation_on_a_gpu_is_the_cpus(name: str) -> None:
+    task = task_of(name)
+    state, actions = torch.randn(2, task.state_dim), torch.randn(2, 8, 4, task.action_dim)
+    noise = torch.randn(2, 4, 3, 8, 2, task.target_dim)
+    context, beta = torch.tensor([0.7, 1.0]), torch.tensor([0.5, 0.3])
+    models = [ensemble(task, seed) for seed in range(2)]
+    given = (state, actions, context, beta)
+    expected = Simulator(models, task, 6).roll(*given, noise=noise)
+    moved = Simulator([model.cuda() for model in models], task, 6, compile=True)
+    for _ in range(3):  # the graph is recorded, then replayed
+        found = moved.roll(*(part.cuda() for part in given), noise=noise.cuda())
+        torch.testing.assert_close(found.cost.cpu(), expected.cost, rtol=1e-3, atol=1e-3)
+        assert float((found.votes.cpu() != expected.votes).float().mean()) < 0.01

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -10,10 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from carl.cartpole import Cartpole
+from carl.episodes import Start, run_episodes
 from carl.maml import INNER_RATE, MAML, linear_baseline, scored
 from carl.policies import GaussianPolicy, Paths, advantages, called, log_density, rollout
 from carl.ppo import PPO, clipped_loss
 from carl.rarl import RARL, TURN
+from carl.settings import SETTINGS
 from carl.task import CartpoleTask, task_of
 
 TASK = CartpoleTask()
@@ -26,7 +30,10 @@ def paths(rewards: list[list[float]], lengths: list[int], terminated: list[bool]
     generator = torch.Generator().manual_seed(0)
     states, actions = torch.randn(B, T + 1, 4, generator=generator), torch.randn(B, T, 1, generator=generator)
     zero = torch.zeros(B, T)
-    return Paths(states, actions, zero, reward, zero.bool(), alive, torch.tensor(terminated), (0.6,) * B, 0, "source")
+    return Paths(
+        states, actions, zero, reward, zero.bool(), alive, torch.tensor(terminated), zero[:, 0].bool(),
+        (0.6,) * B, 0, "source",
+    )  # fmt: skip
 
 
 def test_advantages_are_the_sum_of_discounted_errors_and_stop_where_an_episode_ends() -> None:
@@ -86,7 +93,7 @@ def bandit(policy: GaussianPolicy, seed: int, best: float, adversary: PPO | None
     return Paths(
         states, action, log_density(action, mean, std), -(where.squeeze(-1) - best).square(),
         torch.zeros(256, 1, dtype=torch.bool), torch.ones(256, 1, dtype=torch.bool), torch.ones(256, dtype=torch.bool),
-        (0.6,) * 256, seed, "source", **extra,
+        torch.zeros(256, dtype=torch.bool), (0.6,) * 256, seed, "source", **extra,
     )  # fmt: skip
 
 
@@ -232,3 +239,41 @@ def test_every_task_has_a_policy_that_fits() -> None:
         played = rollout(agent.policy, name, task, [domain], "source", 0, 5)
         assert played.states.shape == (1, 6, task.state_dim)
         assert math.isfinite(agent.update(played, 0)["surrogate"])
+
+
+def test_source_episodes_of_policies_stop_where_those_of_planners_do() -> None:
+    policy = GaussianPolicy(TASK.feature_dim, TASK.action_dim, TASK.high)
+    whole, short = (
+        rollout(policy, "cartpole", TASK, [0.4, 0.6], "source", 1, 80, after=after).episodes(TASK.high)
+        for after in (None, 15)
+    )
+    for long, cut in zip(whole, short, strict=True):
+        assert long.length == 80
+        assert cut.length == long.first_catastrophe + 15 < 80
+        assert np.array_equal(cut.states, long.states[: cut.length + 1])
+
+
+def test_target_episodes_of_policies_begin_where_those_of_planners_do() -> None:
+    policy = GaussianPolicy(TASK.feature_dim, TASK.action_dim, TASK.high)
+    played = rollout(policy, "cartpole", TASK, [1.0, 1.0], "target", 0, 5, starts=[3, 4]).episodes(TASK.high)
+    starts = [Start(1.0, "target", seed) for seed in (3, 4)]
+    planned = run_episodes(starts, "cartpole", TASK, SETTINGS["smoke"]["cartpole"])
+    for one, other in zip(played, planned, strict=True):
+        assert np.array_equal(one.states[0], other.states[0])
+
+
+def test_a_broken_simulation_is_flagged_and_not_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = GaussianPolicy(TASK.feature_dim, TASK.action_dim, TASK.high)
+    step, calls = Cartpole.step, itertools.count()
+
+    def broken(self: Cartpole, action: Any) -> Any:
+        seen, reward, done, cut, info = step(self, action)
+        return seen, reward, done, cut, {**info, "unstable": next(calls) == 4}  # the third step of the first
+
+    monkeypatch.setattr(Cartpole, "step", broken)
+    played = rollout(policy, "cartpole", TASK, [0.5, 0.6], "source", 0, 10)
+    first, second = played.episodes(TASK.high)
+    assert first.unstable
+    assert first.length == 2
+    assert not second.unstable
+    assert played.steps == second.length == 10

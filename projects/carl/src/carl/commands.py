@@ -31,6 +31,7 @@ from carl.config import (
 from carl.episodes import Episode, Start, make_env, run_episodes
 from carl.figures import adaptation, heat_map, target_sweep
 from carl.learner import Learner
+from carl.noise import mixed
 from carl.pretraining import make_learners, source_of
 from carl.risk import Risk
 from carl.settings import PUBLISHED, Setting
@@ -172,8 +173,44 @@ def open_phase(
     return config, [(each.learner, each.voter) for each in own], task.target
 
 
+def evaluate_policies(config: EvaluateConfig) -> int:
+    """`carl evaluate` of a baseline that learns no model: its mean actions, under no caution."""
+    from carl.model_free import greedy_episodes, open_policies
+
+    run, agents = open_policies(config.run, config.phase, config.device)
+    rows: list[tuple[object, ...]] = []
+    found: list[dict[str, Any]] = []
+    for target in targets_of(run, config.targets, config.in_distribution):
+        seeds = [[mixed(config.seed + n, "evaluate", 0, e) for e in range(config.episodes)] for n in range(len(agents))]
+        episodes = [
+            e for agent, starts in zip(agents, seeds, strict=True) for e in greedy_episodes(agent, run, target, starts)
+        ]
+        values = described(episodes)
+        until = statistics.fmean(e.first_catastrophe or e.length for e in episodes)
+        share = f"{100 * values['catastrophe']:.0f} %"
+        rows.append((f"{target:g}", len(episodes), values["return"], share, until, values["length"]))
+        found.append({"target": target, "risk": "none", "episodes": [outline(e) for e in episodes], **values})
+    columns = ("target", "episodes", "return", "catastrophes", "steps until", "length")
+    print_table(f"{run.method} on {run.env}, {config.phase} policy", columns, rows, config.quiet)
+    if config.out is not None:
+        write_json(config.out, {"run": config.run.name, "env": run.env, "phase": config.phase, "found": found})
+    return 0
+
+
+def without_model(folder: Path) -> bool:
+    """Whether a run is of a baseline that learns no model.
+
+    Raises:
+        UserError: no run.
+    """
+    config: TrainConfig = saved_config(folder, TrainConfig, MEMBER)
+    return config.method in MODEL_FREE
+
+
 def evaluate(config: EvaluateConfig) -> int:
     """`carl evaluate`."""
+    if without_model(config.run):
+        return evaluate_policies(config)
     run, learners, _ = open_phase(config.run, config.phase, config.device)
     targets = targets_of(run, config.targets, config.in_distribution)
     setting, task = run.setting(), task_of(run.env)
@@ -362,19 +399,32 @@ def envs(config: EnvsConfig) -> int:
 
 def record(config: RecordConfig) -> int:
     """`carl record`."""
-    run, learners, adapted = open_phase(config.run, config.phase, config.device)
+    agents = learners = None
+    if without_model(config.run):
+        from carl.model_free import open_policies
+
+        run, agents = open_policies(config.run, config.phase, config.device)
+        adapted = run.target_domain()
+    else:
+        run, learners, adapted = open_phase(config.run, config.phase, config.device)
     wanted = (adapted,) if config.target is None else (config.target,)
     target = targets_of(run, wanted, config.in_distribution or config.target is None, "--target")[0]
     out = config.out or config.run / "episode.npz"
     if out.exists() and not config.force:
         raise UserError("--out", out, "a file that does not exist yet", "Replace it by --force.")
-    risk = risk_of_flags(config, run.env)
-    learner, voter = learners[0]
-    check_head(voter or learner, risk)
+    risk, learner, voter = Risk("none"), None, None
+    if learners is not None:
+        risk, (learner, voter) = risk_of_flags(config, run.env), learners[0]
+        check_head(voter or learner, risk)
     start = Start(target, "target", config.seed, learner, risk, voter)
     if config.video:
         make_env(run.env, render_mode="rgb_array").render()  # refuses here, before the episode, where nothing can draw
-    episode = run_episodes([start], run.env, task_of(run.env), run.setting().in_target(), traced=True)[0]
+    if agents is not None:
+        from carl.model_free import greedy_episodes
+
+        episode = greedy_episodes(agents[0], run, target, [config.seed])[0]
+    else:
+        episode = run_episodes([start], run.env, task_of(run.env), run.setting().in_target(), traced=True)[0]
     out.parent.mkdir(parents=True, exist_ok=True)
     traces = {n: v for n in ("votes", "disagreement") if (v := getattr(episode, n)) is not None}
     np.savez(
@@ -388,15 +438,18 @@ def record(config: RecordConfig) -> int:
     ]  # fmt: skip
     if config.video:
         rows.append(("video", filmed(run.env, start, episode, out.with_suffix(".gif"))))
-    print_table(f"one episode of {run.env}, {risk.name}", ("", "value"), rows, config.quiet)
+    print_table(
+        f"one episode of {run.env}, {run.method if agents is not None else risk.name}",
+        ("", "value"),
+        rows,
+        config.quiet,
+    )
     return 0
 
 
 def filmed(env: str, start: Start, episode: Episode, path: Path) -> Path:
     """The episode once more, drawn: the same reset and the same actions."""
     from PIL import Image
-
-    from carl.noise import mixed
 
     made = make_env(env, render_mode="rgb_array")
     made.reset(seed=mixed(start.seed, "reset") % 2**31, options={"domain": start.domain, "phase": start.phase})

@@ -264,7 +264,8 @@ class EvaluateConfig(CautionFlags):
     phase: Literal["source", "adapted"] = "source"
     """source: what the source phase left, zero-shot; adapted: after the run's target episodes."""
     risks: tuple[RiskFlag, ...] = ("none", "reward", "state")
-    """Cautions that meet the same first states and random numbers. (--risk is not looked at.)"""
+    """Cautions that meet the same first states and random numbers; a baseline without a model has none. (--risk is not
+    looked at.)"""
     episodes: int = 5
     """Test episodes a target and caution."""
     seed: int = 1000

@@ -240,7 +240,7 @@ def run_episodes(
         run.env.close()
     made = [run.episode() for run in episodes.values()]
     if blind := sum(episode.blind for episode in made):
-        warnings.warn(f"no plan had a finite cost at {blind} steps: the plan before was kept", stacklevel=2)
+        warnings.warn(f"no plan had a finite cost at {blind} steps: the action was the middle of its box", stacklevel=2)
     if any(episode.unstable for episode in made):
         warnings.warn("a simulation broke down; its episode ends before and is not learned from", stacklevel=2)
     return made

@@ -31,14 +31,14 @@ def linear_baseline(paths: Paths, task: PlanningTask) -> Tensor:
     returns = torch.zeros(B, T + 1, dtype=torch.float64)
     for t in range(T - 1, -1, -1):
         returns[:, t] = torch.where(paths.alive[:, t], paths.rewards[:, t] + DISCOUNT * returns[:, t + 1], 0.0)
-    rows, targets = design[:, :-1][paths.alive], returns[:, :-1][paths.alive]
+    rows, targets = design[:, :-1][paths.learned], returns[:, :-1][paths.learned]
     gram = rows.T @ rows + RIDGE * torch.eye(rows.shape[1], dtype=torch.float64) * len(rows)
     weights = torch.linalg.solve(gram, rows.T @ targets)
     return (design @ weights).float()
 
 
 def scored(paths: Paths, task: PlanningTask) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Features, actions, log-probabilities and standardised advantages of the steps taken, (n, ...)."""
+    """Features, actions, log-probabilities and standardised advantages of the steps to learn from, (n, ...)."""
     gained, _ = advantages(paths, linear_baseline(paths, task), DISCOUNT, TRACE)
     x, actions, old, gained = flat(paths, task.features(paths.states[:, :-1]), paths.actions, paths.log_prob, gained)
     return x, actions, old, (gained - gained.mean()) / (gained.std(correction=0) + 1e-8)
@@ -88,18 +88,20 @@ class MAML:
         return torch.stack(losses).mean()
 
     def iteration(
-        self, env: str, domains: Sequence[float], episodes: int, seed: int, steps: int
+        self, env: str, domains: Sequence[float], episodes: int, seed: int, steps: int, stop: int | None = None
     ) -> tuple[dict[str, float], list[Paths]]:
-        """One meta-iteration: play, adapt, play again, and move the weights. Returns numbers and the first episodes."""
+        """One meta-iteration: play, adapt, play again, and move the weights. Returns numbers and the first episodes.
+        stop: steps after a catastrophe, `rollout`'s `after`."""
         start = {name: value.detach() for name, value in self.parameters().items()}
         before, after = [], []
         for place, domain in enumerate(domains):
             many = [domain] * episodes
-            first = rollout(called(self.policy, start), env, self.task, many, "source", mixed(seed, "in", place), steps)
-            moved = {name: value.detach() for name, value in self.adapted(start, first).items()}
-            second = rollout(
-                called(self.policy, moved), env, self.task, many, "source", mixed(seed, "out", place), steps
+            first = rollout(
+                called(self.policy, start), env, self.task, many, "source", mixed(seed, "in", place), steps, after=stop
             )
+            moved = {name: value.detach() for name, value in self.adapted(start, first).items()}
+            adapted, own = called(self.policy, moved), mixed(seed, "out", place)
+            second = rollout(adapted, env, self.task, many, "source", own, steps, after=stop)
             before.append(first)
             after.append(second)
         losses = []

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,10 +21,22 @@ from carl.ppo import PPO
 from carl.rarl import RARL
 from carl.risk import Risk
 from carl.task import task_of
-from carl.train import TARGET_COLUMNS, account, described, packed, sources_of, target_rows, unpacked
+from carl.train import (
+    MEMBER,
+    SOURCE_FILE,
+    TARGET_COLUMNS,
+    account,
+    described,
+    packed,
+    sources_of,
+    target_rows,
+    unpacked,
+)
+from shared.checkpoint import load_plain, save_atomically
 from shared.cli import print_table
-from shared.loop import Loop, Task
-from shared.run import write_json
+from shared.config import UserError
+from shared.loop import Loop, Task, load_checkpoint
+from shared.run import saved_config, write_json
 
 Agent = PPO | MAML | RARL
 
@@ -63,22 +76,24 @@ class ModelFree(Task):
         return {"target_phase": float(iteration >= 0), **means}
 
     def _source_step(self, agent: Agent, seed: int, place: int) -> dict[str, float]:
-        number, sizes, steps = self.loop.step, self.sizes, self.setting.steps
+        number, sizes, steps, after = self.loop.step, self.sizes, self.setting.steps, self.setting.after_catastrophe
         stream = np.random.default_rng(mixed(seed, "domain", number))
         own = mixed(seed, "source", number)
         if isinstance(agent, MAML):
             domains = [self.source.sample(stream) for _ in range(sizes.maml_domains)]
-            losses, played = agent.iteration(self.config.env, domains, sizes.maml_episodes, own, steps)
+            losses, played = agent.iteration(self.config.env, domains, sizes.maml_episodes, own, steps, after)
         else:
             domains = [self.source.sample(stream) for _ in range(sizes.episodes)]
             if isinstance(agent, RARL):
-                losses, paths = agent.iteration(domains, own, steps, number)
+                losses, paths = agent.iteration(domains, own, steps, number, after)
             else:
-                paths = rollout(agent.policy, self.config.env, self.task, domains, "source", own, steps)
+                paths = rollout(agent.policy, self.config.env, self.task, domains, "source", own, steps, after=after)
                 losses = agent.update(paths, own)
             played = [paths]
         if number == 0:  # from the first episodes on: policies see inputs of one size
             self._normalise(agent, played)
+        if number == self.config.source_steps() - 1 and place == len(self.agents) - 1 and self.loop.folder is not None:
+            save_policies(self.loop.folder.path / SOURCE_FILE, self.config, self.agents)
         self.returns[place].append(statistics.fmean(r for paths in played for r in paths.returns()))
         share = statistics.fmean(float(paths.catastrophes.any(dim=1).float().mean()) for paths in played)
         return {"return": self.returns[place][-1], "catastrophe": share, **losses}
@@ -86,19 +101,21 @@ class ModelFree(Task):
     def _normalise(self, agent: Agent, played: list[Paths]) -> None:
         import torch
 
-        rows = torch.cat([self.task.features(paths.states[:, :-1])[paths.alive] for paths in played])
+        rows = torch.cat([self.task.features(paths.states[:, :-1])[paths.learned] for paths in played])
         for each in (agent.agent, agent.adversary) if isinstance(agent, RARL) else (agent,):
             each.policy.normalise(rows)
 
     def _target_step(self, agent: Agent, seed: int, place: int, iteration: int) -> dict[str, float]:
-        config, log, steps = self.config, self.logs[place], self.setting.steps
+        config, log = self.config, self.logs[place]
         if config.tests and is_test_point(iteration, self.setting):
             self._test(agent, seed, log, iteration)
         own = mixed(seed, "adapt", iteration)
-        paths = rollout(agent.policy, config.env, self.task, [self.target], "target", own, steps)
+        paths = self._target_paths(agent, seed, "adapt", iteration, self.setting.episodes)
         log.adaptation += paths.episodes(self.task.high)
         losses: dict[str, float] = {}
-        if isinstance(agent, MAML):
+        if not paths.steps:  # every simulation broke down
+            pass
+        elif isinstance(agent, MAML):
             agent.settle({k: v.detach() for k, v in agent.adapted(agent.parameters(), paths).items()})
         elif isinstance(agent, PPO):
             losses = agent.update(paths, own)
@@ -106,11 +123,18 @@ class ModelFree(Task):
             losses = agent.agent.update(paths, own)
         if config.tests and iteration == self.setting.adapt_iterations - 1:
             self._test(agent, seed, log, self.setting.adapt_iterations)
-        return {**described(log.adaptation[-1:]), **losses}
+        return {**described(log.adaptation[-self.setting.episodes :]), **losses}
+
+    def _target_paths(self, agent: Agent, seed: int, kind: str, iteration: int, episodes: int) -> Paths:
+        """Target episodes that begin where those of `run_branches` do: all methods meet the same first states."""
+        starts = [mixed(seed, kind, iteration, number) for number in range(episodes)]
+        return rollout(
+            agent.policy, self.config.env, self.task, [self.target] * episodes, "target", mixed(seed, kind, iteration),
+            self.setting.in_target().steps, greedy=kind == "test", starts=starts,
+        )  # fmt: skip
 
     def _test(self, agent: Agent, seed: int, log: Log, iteration: int) -> None:
-        many, own = [self.target] * self.config.tests, mixed(seed, "test", iteration)
-        paths = rollout(agent.policy, self.config.env, self.task, many, "target", own, self.setting.steps, greedy=True)
+        paths = self._target_paths(agent, seed, "test", iteration, self.config.tests)
         log.tests[iteration] = paths.episodes(self.task.high)
 
     def evaluate(self) -> dict[str, float]:
@@ -149,6 +173,45 @@ class ModelFree(Task):
             for path in made:
                 print(f"figure: {path}")
         return 0
+
+
+def save_policies(path: Path, config: TrainConfig, agents: Sequence[Agent]) -> None:
+    """What the source phase left, atomically."""
+    states = [agent.state_dict() for agent in agents]
+    save_atomically({"member": MEMBER, "env": config.env, "method": config.method, "agents": states}, path)
+
+
+def open_policies(folder: Path, phase: Literal["source", "adapted"], device: str) -> tuple[TrainConfig, list[Agent]]:
+    """A run's config and its agents, one a seed: as the source phase left them, or as they are now.
+
+    Raises:
+        UserError: no run, a source phase that is not over, a run that has not reached its target.
+    """
+    config: TrainConfig = saved_config(folder, TrainConfig, MEMBER)
+    task = ModelFree(dataclasses.replace(config, device=device, resume=None, quiet=True))
+    loop = Loop(task, task.config, MEMBER, folder=False)
+    task.start(loop)
+    if phase == "source":
+        found = load_plain(folder / SOURCE_FILE, "source phase", f"{SOURCE_FILE} of a run whose source phase is over")
+        if not isinstance(found, dict) or found.get("member") != MEMBER or found.get("method") != config.method:
+            raise UserError("source phase", folder / SOURCE_FILE, f"a file written by `carl train` for {config.method}")
+        for agent, state in zip(task.agents, found["agents"], strict=True):
+            agent.load_state_dict(state)
+        return config, task.agents
+    load_checkpoint(folder, task, MEMBER, "newest")
+    if not task.logs[0].adaptation:
+        raise UserError("--phase", phase, "source: the run has not reached its target yet")
+    return config, task.agents
+
+
+def greedy_episodes(agent: Agent, config: TrainConfig, target: float, starts: Sequence[int]) -> list[Episode]:
+    """Test episodes in a target, whose first states are those of `run_episodes` under the seeds `starts`."""
+    task, setting = task_of(config.env), config.setting().in_target()
+    many = [target] * len(starts)
+    paths = rollout(
+        agent.policy, config.env, task, many, "target", starts[0], setting.steps, greedy=True, starts=starts
+    )
+    return paths.episodes(task.high)
 
 
 class _State:

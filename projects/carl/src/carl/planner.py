@@ -19,7 +19,7 @@ from carl.ensemble import Ensemble
 from carl.mppi import MPPI
 from carl.noise import Source
 from carl.particles import Simulator
-from carl.risk import Risk, candidate_cost
+from carl.risk import FAILED, Risk, candidate_cost
 from carl.task import PlanningTask
 from shared.config import check_range
 
@@ -121,14 +121,19 @@ class Planner:
         self.plan, self.last = (state[name].to(self.device) for name in ("plan", "last"))
 
     def evaluate(self, state: Tensor, actions: Tensor, context: Tensor, source: Source = None) -> tuple[Tensor, Tensor]:
-        """(G, N) costs of candidate plans (G, N, H, a) in float64, and (G,) particles that failed."""
+        """(G, N) costs of candidate plans (G, N, H, a) in float64, and (G,) particles that failed.
+
+        A plan of which a particle failed costs more than any number of votes: it ranks behind all that did not fail."""
         sim = self.simulator
         found = sim.roll(state, actions, context, self.beta, source)
         costs = torch.stack([
             candidate_cost(found.cost[g], found.votes[g], risk.keep, risk.penalty)
             for g, risk in enumerate(self.risks)
         ])  # fmt: skip
-        return costs, (~found.cost.isfinite()).sum(dim=(1, 2))
+        failed = ~found.cost.isfinite()  # (G, N, P)
+        beyond = torch.tensor([risk.penalty * self.horizon for risk in self.risks], device=costs.device)
+        costs = costs + failed.any(dim=2) * (FAILED + beyond.double().unsqueeze(1))
+        return costs, failed.sum(dim=(1, 2))
 
     @torch.inference_mode()
     def act(
@@ -136,7 +141,7 @@ class Planner:
     ) -> tuple[Tensor, PlanTrace | None]:
         """The next action of every problem.
 
-        A problem of whose candidates none has a finite cost keeps its plan, which is the middle of the box at first.
+        A problem of whose candidates none has a finite cost takes the middle of the box, and forgets its plan.
 
         Args:
             state: (G, s). context: (G,) of the task's reward.
@@ -158,6 +163,7 @@ class Planner:
             solution = self.optimiser.minimise(cost, self.plan, self.variance, source)
         else:
             solution = self.mppi.minimise(cost, self.plan, self.last, source)
+        solution = torch.where(blind.view(-1, 1, 1), self.optimiser.first(len(self.risks), self.horizon)[0], solution)
         trace = None
         if traced:
             sim = self.simulator

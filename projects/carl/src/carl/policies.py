@@ -81,7 +81,8 @@ class Paths:
     Attributes:
         states: (B, T + 1, s). actions: (B, T, a) in units of half the box, before clipping. log_prob: (B, T).
         rewards, catastrophes: (B, T). alive: (B, T), which steps were taken. terminated: (B,) ended by themselves
-            rather than by the clock. push: (B, T, p) of the adversary and push_log_prob (B, T), where there is one.
+            rather than by the clock. unstable: (B,) whose simulation broke down: it ends before, and is not learned
+            from. push: (B, T, p) of the adversary and push_log_prob (B, T), where there is one.
         domains, seed, phase: of the start.
     """
 
@@ -92,6 +93,7 @@ class Paths:
     catastrophes: Tensor
     alive: Tensor
     terminated: Tensor
+    unstable: Tensor
     domains: tuple[float, ...]
     seed: int
     phase: Phase
@@ -99,9 +101,14 @@ class Paths:
     push_log_prob: Tensor | None = None
 
     @property
+    def learned(self) -> Tensor:
+        """(B, T): the steps to learn from."""
+        return self.alive & ~self.unstable[:, None]
+
+    @property
     def steps(self) -> int:
-        """Steps taken in all."""
-        return int(self.alive.sum())
+        """Steps to learn from, in all."""
+        return int(self.learned.sum())
 
     def returns(self) -> list[float]:
         """Undiscounted return of every episode."""
@@ -116,7 +123,7 @@ class Paths:
                 Episode(
                     domain, self.phase, self.seed, self.states[b, : n + 1].float().numpy(),
                     (self.actions[b, :n].clamp(-1, 1) * scale).float().numpy(), self.rewards[b, :n].double().numpy(),
-                    self.catastrophes[b, :n].bool().numpy(),
+                    self.catastrophes[b, :n].bool().numpy(), bool(self.unstable[b]),
                 )
             )  # fmt: skip
         return found
@@ -133,6 +140,8 @@ def rollout(
     steps: int,
     push: Act | None = None,
     greedy: bool = False,
+    after: int | None = None,
+    starts: Sequence[int] | None = None,
 ) -> Paths:
     """Whole episodes, one a domain.
 
@@ -140,17 +149,22 @@ def rollout(
         act: the policy. env, task: where it acts. domains: one a episode. phase: see `Episode`.
         seed: of first states and actions. steps: T at most.
         push: the adversary's policy. greedy: take the mean.
+        after: a source episode ends so many steps after its first catastrophe; None: it goes on.
+        starts: seeds of the episodes, whose first states are then those of `run_episodes` under them.
     """
     envs = [make_env(env) for _ in domains]
     generator = torch.Generator().manual_seed(mixed(seed, "act"))
     first = [
-        each.reset(seed=mixed(seed, "reset", b) % 2**31, options={"domain": domain, "phase": phase})[0]
-        for b, (each, domain) in enumerate(zip(envs, domains, strict=True))
+        each.reset(seed=of % 2**31, options={"domain": domain, "phase": phase})[0]
+        for each, domain, of in zip(
+            envs, domains, [mixed(s, "reset") for s in starts] if starts else reset_seeds(seed, len(envs)), strict=True
+        )
     ]
     B, scale = len(envs), task.high
     state = torch.from_numpy(np.asarray(first, np.float32))
     alive = torch.ones(B, dtype=torch.bool)
-    terminated = torch.zeros(B, dtype=torch.bool)
+    terminated, unstable = torch.zeros(B, dtype=torch.bool), torch.zeros(B, dtype=torch.bool)
+    since = torch.full((B,), -1)  # steps since the first catastrophe
     rows: list[tuple[Tensor, ...]] = []
     pushes: list[tuple[Tensor, Tensor]] = []
     states = [state]
@@ -172,10 +186,13 @@ def rollout(
             seen, gained, done, _, info = envs[b].step(taken[b].numpy())
             if info["unstable"]:
                 was[b] = alive[b] = False  # the broken step did not happen
+                unstable[b] = True
                 continue
             following[b], reward[b] = torch.from_numpy(seen.astype(np.float32)), gained
             catastrophe[b], terminated[b] = bool(info["catastrophe"]), done
-            alive[b] = not done
+            since[b] += int(since[b] >= 0 or bool(catastrophe[b]))
+            over = phase == "source" and after is not None and int(since[b]) >= after
+            alive[b] = not done and not over
         rows.append((action, log_density(action, mean, std), reward, catastrophe, was))
         state = following
         states.append(state)
@@ -186,9 +203,14 @@ def rollout(
     actions, log_prob, rewards, catastrophes, taken_steps = (torch.stack(c, dim=1) for c in zip(*rows, strict=True))
     of_push, of_density = (torch.stack(c, dim=1) for c in zip(*pushes, strict=True)) if pushes else (None, None)
     return Paths(
-        torch.stack(states, dim=1), actions, log_prob, rewards, catastrophes, taken_steps, terminated,
+        torch.stack(states, dim=1), actions, log_prob, rewards, catastrophes, taken_steps, terminated, unstable,
         tuple(domains), seed, phase, of_push, of_density,
     )  # fmt: skip
+
+
+def reset_seeds(seed: int, episodes: int) -> list[int]:
+    """Seeds of first states."""
+    return [mixed(seed, "reset", b) for b in range(episodes)]
 
 
 def advantages(paths: Paths, values: Tensor, discount: float = 0.99, trace: float = 0.97) -> tuple[Tensor, Tensor]:
@@ -214,8 +236,8 @@ def advantages(paths: Paths, values: Tensor, discount: float = 0.99, trace: floa
 
 
 def flat(paths: Paths, *columns: Tensor) -> list[Tensor]:
-    """Columns (B, T, ...) as rows of the steps taken, (n, ...)."""
-    return [column[paths.alive] for column in columns]
+    """Columns (B, T, ...) as rows of the steps to learn from, (n, ...)."""
+    return [column[paths.learned] for column in columns]
 
 
 def called(module: nn.Module, parameters: Mapping[str, Tensor] | None = None) -> Act:

@@ -33,15 +33,16 @@ class RARL:
         """The agent's."""
         return self.agent.policy
 
-    def play(self, domains: Sequence[float], seed: int, steps: int) -> Paths:
+    def play(self, domains: Sequence[float], seed: int, steps: int, after: int | None = None) -> Paths:
         """Source episodes of both."""
-        return rollout(
-            self.agent.policy, self.env, self.task, domains, "source", seed, steps, push=self.adversary.policy
-        )
+        pushed = self.adversary.policy
+        return rollout(self.agent.policy, self.env, self.task, domains, "source", seed, steps, push=pushed, after=after)
 
-    def iteration(self, domains: Sequence[float], seed: int, steps: int, number: int) -> tuple[dict[str, float], Paths]:
-        """One update of the agent, or of the adversary when it is its turn."""
-        paths = self.play(domains, seed, steps)
+    def iteration(
+        self, domains: Sequence[float], seed: int, steps: int, number: int, after: int | None = None
+    ) -> tuple[dict[str, float], Paths]:
+        """One update of the agent, or of the adversary when it is its turn. steps, after: see `rollout`."""
+        paths = self.play(domains, seed, steps, after)
         if number // TURN % 2 == 0:
             return self.agent.update(paths, seed), paths
         losses = self.adversary.update(paths, seed, adversary=True)

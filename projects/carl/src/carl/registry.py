@@ -1,4 +1,5 @@
-"""The environments under their gymnasium names, with the paper's horizons."""
+"""The environments under their gymnasium names, with the paper's horizons; importing this makes them known:
+`gymnasium.make("carl.registry:carl/Cartpole-v0")`."""
 
 from __future__ import annotations
 
@@ -18,3 +19,6 @@ def register() -> None:
     for identifier, entry, steps in NAMES.values():
         if identifier not in gymnasium.registry:
             gymnasium.register(identifier, entry_point=entry, max_episode_steps=steps)
+
+
+register()
