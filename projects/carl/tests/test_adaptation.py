@@ -378,6 +378,7 @@ def test_a_source_phase_without_a_catastrophe_leaves_out_who_votes() -> None:
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(measures, "adapt", lambda branches, *rest: seen.extend(branches) or adapting(branches, *rest))
     monkeypatch.setattr(Learner, "met_catastrophe", property(lambda self: False))
+    monkeypatch.setitem(SETTINGS["smoke"], "cartpole", replace(SMALL, untrained_head=False))
     try:
         found = measures.experiment("smoke", "cpu", 0, env="cartpole", seeds=1, zero_shot=1)["seeds"][0]
     finally:

@@ -30,9 +30,9 @@ from typing import Any, ClassVar, Literal, get_args
 
 from shared.config import RunFailed, Stopped, UserError, check_choice, check_range
 
-Comparison = Literal[">=", "<=", "within", "between"]
+Comparison = Literal[">=", ">", "<=", "within", "between"]
 KEPT = "Stopped. Finished cells are kept; the same command goes on."
-COMPARISONS = (">=", "<=", "within", "between")
+COMPARISONS = (">=", ">", "<=", "within", "between")
 # The presets of `reproduce`, from the shortest on; cpu-long is what the minutes of cpu leave out.
 Ladder = Literal["smoke", "cpu", "cpu-long", "gpu", "paper"]
 LADDER: tuple[Ladder, ...] = get_args(Ladder)
@@ -48,7 +48,7 @@ class Claim:
         source: where it stands in the paper.
         paper: the paper's own figure, if it gives one.
         quantity: name of the measured quantity in the member's study.
-        comparison: `>=` or `<=` a threshold, `within` a distance of `paper`, `between` two thresholds.
+        comparison: `>=`, `>` or `<=` a threshold, `within` a distance of `paper`, `between` two thresholds.
         threshold: by preset; a preset without one does not test the claim.
         scaled: by preset, what is smaller than in the paper.
         gated: whether a failure makes `reproduce` exit with 1. The verdict is the same either way.
@@ -71,6 +71,8 @@ class Claim:
         threshold = self.threshold[preset]
         if self.comparison == ">=":
             return value >= threshold
+        if self.comparison == ">":
+            return value > threshold
         if self.comparison == "<=":
             return value <= threshold
         if self.comparison == "between":

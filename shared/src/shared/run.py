@@ -280,7 +280,7 @@ def commit() -> str:
                 "--untracked-files=no",
                 "--",
                 ":/",
-                ":(exclude,top)projects/*/results",
+                ":(exclude,top)projects/*/results/*",
             ],
             **call,
         ).stdout.strip()

@@ -6,6 +6,7 @@ episodes that are not learned from, before some iterations and after the last; b
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -73,12 +74,14 @@ class Log:
 
 
 def check_head(learner: Learner, risk: Risk) -> None:
-    """Refuse votes of a head that never saw what it is to predict.
+    """Refuse votes of a head that never saw what it is to predict; where the setting allows them, warn.
 
     Raises:
         UserError: caution by votes, and a source phase without a single catastrophe.
     """
-    if risk.penalty and not learner.met_catastrophe:
+    if risk.penalty and learner.head and learner.setting.untrained_head and not learner.met_catastrophe:
+        warnings.warn("the source phase met no catastrophe: the votes are those of an untrained head", stacklevel=2)
+    elif risk.penalty and not learner.met_catastrophe:
         hint = "Train the source phase longer and with the catastrophe head, or plan by --risk reward."
         raise UserError(
             "--risk", risk.name, "a source phase that met a catastrophe: the head has nothing to go by", hint

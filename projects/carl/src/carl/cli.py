@@ -80,7 +80,8 @@ def sweep(config: SweepConfig) -> int:
 def reproduce(config: ReproduceConfig) -> int:
     """Run the experiments behind the paper's claims, judge them, write results/<preset>.json and the figures.
 
-    Presets: smoke, cpu, gpu, paper. Exits with 1 if a gated claim fails. Finished runs are kept and not run again.
+    Presets: smoke, cpu, cpu-long (the baselines that learn no model), gpu, paper. Exits with 1 if a gated claim fails.
+    Finished runs are kept and not run again.
     """
     from carl.experiments import CarlStudy
     from shared.claims import reproduce as run

@@ -8,6 +8,8 @@ in the target, then zero-shot episodes of several cautions that meet the same fi
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,7 +18,7 @@ from typing import Any, ClassVar
 
 from carl.config import ENVS, MODEL_FREE
 from carl.settings import PUBLISHED
-from shared.claims import Cell, Missing, Outcomes, ReproduceConfig, Study
+from shared.claims import LADDER, Cell, Ladder, Missing, Outcomes, ReproduceConfig, Study
 
 VARIANTS = ("pets-scratch", "mb-finetune", "carl-reward", "carl-state")
 ZERO_SHOT = ("mb-frozen", "carl-reward", "carl-state")
@@ -38,6 +40,10 @@ def cells_of(preset: str) -> list[tuple[str, dict[str, Any], int]]:
             (name, fields, seed) for seed in range(3) for name, fields in (("cartpole", cartpole), ("duckietown", car))
         ]
         return [*cells, ("batch", {"problems": BATCHED}, 0)]
+    if preset == "cpu-long":  # cartpole of the preset cpu, beside the baselines that learn no model
+        cells = [cell for cell in cells_of("cpu") if cell[0] == "cartpole"]
+        free = {f"{method} cartpole": {"method": method, "env": "cartpole"} for method in MODEL_FREE}
+        return [*cells, *((name, fields, seed) for seed in range(3) for name, fields in free.items())]
     if preset == "gpu":
         fields = {
             "env": "cartpole", "seeds": 2, "zero_shot": 3, "targets": [1.0, 1.5], "adapt_targets": [1.0, 1.5],
@@ -72,6 +78,7 @@ class CarlStudy(Study):
 
     member: ClassVar[str] = "carl"
     package: ClassVar[str] = "carl"
+    presets: ClassVar[tuple[Ladder, ...]] = LADDER
     libraries: ClassVar[tuple[str, ...]] = ("gymnasium", "mujoco")
 
     def cells(self, config: ReproduceConfig) -> list[Cell]:
@@ -119,7 +126,8 @@ class CarlStudy(Study):
             "car-reward-over-mb": partial(
                 pooled_ratio, env="duckietown", one="carl-reward", other="mb-frozen", target=0.15
             ),
-            "false-votes-worst": lambda o: [max(head(o, "scaled"))],
+            "false-votes-worst": lambda o: [max(head(o, "as trained"))],
+            "false-votes-afresh": lambda o: [max(head(o, "scaled"))],
             "false-votes-fewer": fewer_false_votes,
             "batch-cost": lambda o: o.values("batch", "ratio"),
             "state-first-over-reward": lambda o: [
@@ -128,6 +136,10 @@ class CarlStudy(Study):
         }
         for method in MODEL_FREE:
             found[f"safer-than-{method}"] = partial(safer_than, method=method)
+            found[f"better-than-{method}"] = partial(better_than, method=method)
+        for env in ENVS:
+            found[f"fewer-{env}"] = partial(fewer_catastrophes, env=env)
+            found[f"return-{env}"] = partial(higher_return, env=env)
         for variant in (*VARIANTS, "carl-reward+state", "mb-frozen"):
             for target in (1.0, 1.5):
                 key = f"{variant}-{target:g}"
@@ -141,6 +153,7 @@ class CarlStudy(Study):
             tables[f"{env}: source phase, by seed"] = source_rows(outcomes, env)
             tables[f"{env}: adaptation"] = adaptation_rows(outcomes, env)
             tables[f"{env}: zero-shot, all seeds' episodes"] = zero_shot_rows(outcomes, env)
+            tables[f"{env}: zero-shot steps until the catastrophe, paired"] = ratio_rows(outcomes, env)
         free = [name for name in outcomes.names() if name.split()[0] in MODEL_FREE]
         if free:
             tables["Baselines that learn no model"] = model_free_rows(outcomes, free)
@@ -158,6 +171,8 @@ class CarlStudy(Study):
         return draw(outcomes, folder)
 
 
+Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
+
 # -- quantities: one value a seed ------------------------------------------------------------------------------------
 
 
@@ -167,12 +182,15 @@ def runs(outcomes: Outcomes, env: str) -> list[Mapping[str, Any]]:
 
 
 def finite(outcomes: Outcomes) -> list[float]:
-    """Of every environment: 1 where every return is a number and every variant ran, else 0."""
+    """Of every environment: 1 where every variant ran and every return is a number, of tests too, else 0."""
     found = []
     for env in (name for name in ENVS if name in outcomes):
         for run in runs(outcomes, env):
-            returns = [run["source_returns"], *(log["returns"] for log in run["adaptation"])]
-            found.append(float(all(value == value and abs(value) < float("inf") for row in returns for value in row)))
+            returns = [run["source_returns"]]
+            returns += [log[name] for log in run["adaptation"] for name in ("returns", "test_returns")]
+            returns += [each["returns"] for each in run["zero_shot"]]
+            numbers = all(value == value and abs(value) < float("inf") for row in returns for value in row)
+            found.append(float(numbers and not run["refused"]))
     return found
 
 
@@ -201,6 +219,27 @@ def safer_than(outcomes: Outcomes, method: str) -> list[float]:
     over seeds."""
     theirs = [float(sum(each["catastrophes"])) for each in outcomes.raw(f"{method} cartpole")]
     return [statistics.fmean(theirs) - statistics.fmean(catastrophes(outcomes, "carl-state", 1.0))]
+
+
+def better_than(outcomes: Outcomes, method: str) -> list[float]:
+    """Cartpole at its usual target: highest return of CARL (State) less that of a baseline that learns no model, means
+    over seeds."""
+    theirs = [max(each["returns"]) for each in outcomes.raw(f"{method} cartpole")]
+    return [statistics.fmean(max_return(outcomes, "carl-state", 1.0)) - statistics.fmean(theirs)]
+
+
+def fewer_catastrophes(outcomes: Outcomes, env: str) -> list[float]:
+    """At a task's usual target: catastrophes of MB + Finetune less those of CARL (State), by seed."""
+    target = PUBLISHED[env].targets[0]
+    pairs = zip(*(adapted(outcomes, env, v, target) for v in ("mb-finetune", "carl-state")), strict=True)
+    return [float(sum(plain["catastrophes"]) - sum(state["catastrophes"])) for plain, state in pairs]
+
+
+def higher_return(outcomes: Outcomes, env: str) -> list[float]:
+    """At a task's usual target: highest return of CARL (State) less that of MB + Finetune, by seed."""
+    target = PUBLISHED[env].targets[0]
+    pairs = zip(*(adapted(outcomes, env, v, target) for v in ("mb-finetune", "carl-state")), strict=True)
+    return [max(state["returns"]) - max(plain["returns"]) for plain, state in pairs]
 
 
 def max_return(outcomes: Outcomes, variant: str, target: float) -> list[float]:
@@ -238,6 +277,36 @@ def pooled_ratio(
     return [sum(sum(a) for a, _ in both) / sum(sum(b) for _, b in both)]
 
 
+def ratio_rows(outcomes: Outcomes, env: str) -> Table:
+    """A row a target and caution: steps until the catastrophe over those without caution, on the paired episodes of all
+    seeds, with a bootstrap interval over the pairs, and by seed."""
+    rows = []
+    targets = dict.fromkeys(each["target"] for run in runs(outcomes, env) for each in run["zero_shot"])
+    for target, variant in itertools.product(targets, ("carl-reward", "carl-state")):
+        for cap in (None, CAPPED) if env == "cartpole" else (None,):
+            seeds = [
+                list(zip(one, other, strict=True))
+                for run in runs(outcomes, env)
+                if (one := steps_until(run, variant, target, cap)) is not None
+                and (other := steps_until(run, "mb-frozen", target, cap)) is not None
+            ]
+            pairs = [pair for some in seeds for pair in some]
+            if not pairs:
+                continue
+            drawn = random.Random(0)
+            ratios = sorted(ratio_of(drawn.choices(pairs, k=len(pairs))) for _ in range(2000))
+            rows.append(
+                [variant, f"{target:g}", "-" if cap is None else cap, len(pairs), f"{ratio_of(pairs):.3f}",
+                 f"{ratios[50]:.3f} to {ratios[1949]:.3f}", ", ".join(f"{ratio_of(some):.2f}" for some in seeds)]
+            )  # fmt: skip
+    return ("variant", "target", "capped at", "pairs", "over mb-frozen", "95 % of bootstraps", "by seed"), rows
+
+
+def ratio_of(pairs: Sequence[tuple[float, float]]) -> float:
+    """Sum of the first over sum of the second."""
+    return sum(a for a, _ in pairs) / sum(b for _, b in pairs)
+
+
 def head(outcomes: Outcomes, loss: str) -> list[float]:
     """Share of false votes of a head that was trained with some loss, one a seed."""
     found = [run["head"][loss]["false_votes"] for run in runs(outcomes, "cartpole") if "head" in run]
@@ -247,16 +316,19 @@ def head(outcomes: Outcomes, loss: str) -> list[float]:
 
 
 def fewer_false_votes(outcomes: Outcomes) -> list[float]:
-    """Of the seeds where `pos_weight` votes falsely on more than 1 %: share where `scaled` votes falsely less often; 1
-    where there is no such seed."""
+    """Of the seeds where `pos_weight` votes falsely on more than 1 %: share where `scaled` votes falsely less often.
+
+    Raises:
+        Missing: there is no such seed.
+    """
     pairs = list(zip(head(outcomes, "scaled"), head(outcomes, "pos_weight"), strict=True))
     asked = [scaled < weighted for scaled, weighted in pairs if weighted > TRUSTED]
-    return [sum(asked) / len(asked) if asked else 1.0]
+    if not asked:
+        raise Missing("cartpole: a head trained with pos_weight that votes falsely on more than 1 %")
+    return [sum(asked) / len(asked)]
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
-
-Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
 
 
 def source_rows(outcomes: Outcomes, env: str) -> Table:

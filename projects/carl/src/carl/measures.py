@@ -94,7 +94,8 @@ def experiment(
 
 def possible(variant: str, learner: Learner) -> bool:
     """Whether a variant can branch off a source phase: votes need a head that has met a catastrophe."""
-    return variant == "pets-scratch" or not CAUTIONS[variant].penalty or learner.met_catastrophe
+    allowed = learner.met_catastrophe or (learner.head and learner.setting.untrained_head)
+    return variant == "pets-scratch" or not CAUTIONS[variant].penalty or allowed
 
 
 def variant_of(

@@ -37,6 +37,7 @@ class Setting:
             units of their spread.
         penalty: lambda, cost of a predicted catastrophic step.
         compile: plan by a compiled simulation.
+        untrained_head: let a head vote that never met a catastrophe, with a warning: for runs too short to meet one.
         after_catastrophe: a source episode ends so many steps after its first catastrophe; None: it goes on.
         targets: domains to adapt to, the usual one first.
 
@@ -76,6 +77,7 @@ class Setting:
     noise: float = 0.0
     penalty: float = 1e4
     compile: bool = False
+    untrained_head: bool = False
 
     def __post_init__(self) -> None:
         for flag, value in (
@@ -151,7 +153,7 @@ def _smoke(setting: Setting) -> Setting:
         setting, hidden=(16,), decays=(1e-4, 5e-4), nets=2, particles=4, candidates=20, elites=4, cem_iterations=2,
         horizon=5, steps=30, fit_steps=10, batch=32, source_iterations=2, adapt_iterations=1,
         episodes=min(setting.episodes, 2), initial_episodes=setting.initial_episodes and 2, adapt_steps=None,
-        source_candidates=None, source_horizon=None,
+        source_candidates=None, source_horizon=None, untrained_head=True,
     )  # fmt: skip
 
 

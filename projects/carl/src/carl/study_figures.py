@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from carl.config import ENVS
-from carl.experiments import GAMMAS, SCALES, runs, steps_until
+from carl.experiments import BETAS, GAMMAS, SCALES, runs, steps_until
 from carl.figures import (
     adaptation,
     by_lead_time,
@@ -90,18 +90,20 @@ def heads(found: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
 
 
 def ablations(found: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Highest return over gamma and over lambda, by target."""
+    """Highest return over gamma, beta and lambda, by target."""
     logs = [log for run in found for log in run["ablations"]]
     targets = sorted({log["target"] for log in logs})
     made = []
-    for name, knob, values in (("reward", "gamma", GAMMAS), ("state", "weight", [1e4 * s for s in SCALES])):
+    knobs = (("reward", "gamma", GAMMAS), ("state", "beta", BETAS), ("state", "weight", [1e4 * s for s in SCALES]))
+    for name, knob, values in knobs:
         grid = np.full((len(values), len(targets)), np.nan)
         for i, value in enumerate(values):
             for j, target in enumerate(targets):
                 some = [
                     max(log["returns"]) for log in logs
                     if log["target"] == target and log["risk"]["name"] == name and log["risk"][knob] == value
-                    and log["risk"]["beta"] == 0.5
+                    and (knob == "beta" or log["risk"]["beta"] == 0.5)
+                    and (knob == "weight" or log["risk"]["weight"] == 1e4)
                 ]  # fmt: skip
                 grid[i, j] = statistics.fmean(some) if some else np.nan
         label = "lambda" if knob == "weight" else knob
