@@ -157,10 +157,14 @@ def test_a_frozen_head_votes_as_the_source_phase_left_it(learner: Learner) -> No
 
 
 def test_votes_of_a_head_without_an_example_are_refused() -> None:
-    naive = Learner(TASK, SMALL, 0)
+    naive = Learner(TASK, replace(SMALL, untrained_head=False), 0)
     with pytest.raises(UserError, match=r"--risk.*catastrophe"):
         branch(naive, Risk("state"), 1.0, 0, "carl")
     branch(naive, Risk("reward"), 1.0, 0, "carl")
+    with pytest.warns(UserWarning, match="untrained head"):  # where the setting is too short for better
+        branch(Learner(TASK, SMALL, 0), Risk("state"), 1.0, 0, "carl")
+    with pytest.raises(UserError, match=r"--risk.*catastrophe"):
+        branch(Learner(TASK, SMALL, 0, head=False), Risk("state"), 1.0, 0, "carl")
 
 
 def test_episodes_survive_a_checkpoint(learner: Learner) -> None:
@@ -461,7 +465,7 @@ def test_manuals_import_no_torch(verb: str) -> None:
         (["train", "--preset", "cpuu"], "--preset.*'cpu'"),
         (["adapt", "/nowhere"], "/nowhere"),
         (["evaluate", "/nowhere"], "/nowhere"),
-        (["reproduce", "--preset", "cpu-long"], "--preset"),
+        (["reproduce", "--preset", "cpu-longer"], "--preset"),
     ],
 )
 def test_bad_words_are_refused_by_name(
