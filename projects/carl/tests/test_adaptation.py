@@ -466,6 +466,7 @@ def test_manuals_import_no_torch(verb: str) -> None:
         (["adapt", "/nowhere"], "/nowhere"),
         (["evaluate", "/nowhere"], "/nowhere"),
         (["reproduce", "--preset", "cpu-longer"], "--preset"),
+        (["train", "--method", "ppo-dr", "--compile"], "--compile"),
     ],
 )
 def test_bad_words_are_refused_by_name(

@@ -179,6 +179,8 @@ class TrainConfig(SizeFlags, CautionFlags, RunConfig):
         for name in self.against:
             check_choice("--against", name, ("mb-finetune", "mb-frozen", "pets-scratch"))
         self.check_caution()
+        if self.compile and self.method in MODEL_FREE:
+            raise UserError("--compile", self.compile, "a method that plans: this one has no simulation to compile")
         if self.precision in ("bf16", "fp16"):
             raise UserError("--precision", self.precision, ["auto", "fp32"], "Plans are compared in 32 and 64 bits.")
         setting = self.setting()

@@ -154,11 +154,10 @@ def rollout(
     """
     envs = [make_env(env) for _ in domains]
     generator = torch.Generator().manual_seed(mixed(seed, "act"))
+    resets = [mixed(s, "reset") for s in starts] if starts else [mixed(seed, "reset", b) for b in range(len(envs))]
     first = [
-        each.reset(seed=of % 2**31, options={"domain": domain, "phase": phase})[0]
-        for each, domain, of in zip(
-            envs, domains, [mixed(s, "reset") for s in starts] if starts else reset_seeds(seed, len(envs)), strict=True
-        )
+        each.reset(seed=reset % 2**31, options={"domain": domain, "phase": phase})[0]
+        for each, domain, reset in zip(envs, domains, resets, strict=True)
     ]
     B, scale = len(envs), task.high
     state = torch.from_numpy(np.asarray(first, np.float32))
@@ -206,11 +205,6 @@ def rollout(
         torch.stack(states, dim=1), actions, log_prob, rewards, catastrophes, taken_steps, terminated, unstable,
         tuple(domains), seed, phase, of_push, of_density,
     )  # fmt: skip
-
-
-def reset_seeds(seed: int, episodes: int) -> list[int]:
-    """Seeds of first states."""
-    return [mixed(seed, "reset", b) for b in range(episodes)]
 
 
 def advantages(paths: Paths, values: Tensor, discount: float = 0.99, trace: float = 0.97) -> tuple[Tensor, Tensor]:
