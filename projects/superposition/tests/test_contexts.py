@@ -11,7 +11,7 @@ import torch
 
 from shared.config import UserError
 from superposition.complex import Complex
-from superposition.contexts import FAMILIES, Contexts, Phasors, Power, Rotation, make_contexts
+from superposition.contexts import FAMILIES, TABLE, Contexts, Phasors, Power, Rotation, make_contexts
 from superposition.kinds import DESCRIPTIONS, INVERTIBLE, KINDS, LEARNABLE, MATRICES, PHASES, Kind
 from superposition.theory import mix_correlations
 
@@ -146,6 +146,16 @@ def test_a_context_is_a_function_of_seed_layer_and_k_alone(kind: Kind) -> None:
     assert not torch.equal(make_contexts(kind, D, 4, "layer", limit=K).sample(2), first.sample(2))
     assert not torch.equal(first.sample(1), first.sample(2))
     assert not first.state_dict()
+
+
+def test_far_contexts_keep_their_digits_in_double_precision() -> None:
+    """Beyond the table too, where single precision was asked for first."""
+    k = TABLE + 5
+    family = make_contexts("complex", 6, 0, "l")
+    family.rows(k, torch.empty(0))
+    row = family.rows(k, torch.empty(0, dtype=torch.float64))
+    assert row.dtype == torch.float64
+    torch.testing.assert_close(row.square().sum(0), torch.ones(6, dtype=torch.float64), rtol=0, atol=1e-15)
 
 
 def test_contexts_without_end_have_none() -> None:

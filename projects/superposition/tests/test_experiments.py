@@ -18,6 +18,7 @@ from superposition.experiments import (
     SuperpositionStudy,
     baseline_cells,
     experiment_cells,
+    fast_cells,
     gpu_cells,
     mnist_cells,
     permuting_cells,
@@ -36,7 +37,16 @@ def values(average: float, task1: float = 0.5) -> dict[str, Any]:
 
 
 def outcomes() -> Outcomes:
-    cells = permuting_cells() | rotating_cells() | baseline_cells() | residual_cells() | mnist_cells() | gpu_cells()
+    cells = (
+        permuting_cells()
+        | rotating_cells()
+        | baseline_cells()
+        | fast_cells()
+        | robustness_cells()
+        | residual_cells()
+        | mnist_cells()
+        | gpu_cells()
+    )
     finished = []
     for number, name in enumerate(cells):
         level = 0.6 if "standard" in name else 0.8 if "si 30" in name else 0.7 if "si" in name else 0.9
@@ -64,6 +74,11 @@ def test_quantities_on_known_numbers() -> None:
     assert found["noise-ratio"](study) == pytest.approx([0.04])
     assert found["icifar-drop"](study) == pytest.approx([0.0] * 3)
     assert found["si-monotone"](study) == pytest.approx([0.0])
+    # On three tasks "si 30" stands out, 0.8, and of both methods EWC at 0.9.
+    assert found["si-gain-searched"](study) == pytest.approx([0.2] * 3)
+    assert found["over-baselines-searched"](study) == pytest.approx([0.0] * 3)
+    assert found["fast-gain"](study) == pytest.approx([0.3] * 3)
+    assert found["other-permutations"](study) == pytest.approx([0.3] * 3)
 
 
 def test_every_claim_names_a_quantity_and_every_quantity_is_claimed() -> None:
@@ -80,7 +95,7 @@ def test_tables_and_figures_are_drawn_from_outcomes(tmp_path: Path) -> None:
         assert all(len(row) == len(columns) for row in rows)
     made = study.figures(outcomes(), tmp_path)
     assert {path.stem for path in made} == {
-        "kinds", "widths", "rotating", "icifar", "units", "keys", "noise", "storage", "baselines",
+        "kinds", "widths", "rotating", "fast", "icifar", "units", "keys", "noise", "storage", "baselines",
     }  # fmt: skip
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)
     assert study.tables(Outcomes([])) == {}

@@ -117,6 +117,9 @@ def test_a_complex_convolution_is_that_of_torchs_complex_numbers(groups: int) ->
     phasor = layer.contexts.sample(3).view(groups, 1, 4 // groups, 3, 3)
     weight = torch.complex(layer.weight[0], layer.weight[1]).view(groups, 8 // groups, 4 // groups, 3, 3)
     torch.testing.assert_close(torch.complex(kernel[0], kernel[1]), (weight * phasor).view(8, 4 // groups, 3, 3))
+    mixed = torch.tensor([3, 0, 3, 1, 2, 0])
+    one_by_one = [layer(Complex(x.parts[:, i : i + 1]), int(k)).native() for i, k in enumerate(mixed)]
+    torch.testing.assert_close(layer(x, mixed).native(), torch.cat(one_by_one))
 
 
 @pytest.mark.parametrize("kind", ["binary", "rotation", "normal"])

@@ -19,7 +19,7 @@ from shared.config import RunFailed, UserError
 from shared.loop import Loop
 from superposition.config import METHODS, TRAIN_PRESETS, TrainConfig
 from superposition.kinds import KINDS
-from superposition.metrics import backward_transfer, forgetting, off_diagonal, select_context
+from superposition.metrics import backward_transfer, forgetting, off_diagonal, select_context, spread
 from superposition.nets import Superposed, count_parameters
 from superposition.norm import PerTaskBatchNorm2d
 from superposition.task import Spec, StreamTask
@@ -51,7 +51,7 @@ def test_every_method_learns_the_last_task(method: Any) -> None:
 def test_superposition_keeps_old_tasks_and_hides_them_from_other_keys(kind: Any) -> None:
     task = ran(kind=kind, period=60, width=64, contexts=6)
     own = [task.on_task(j) for j in range(3)]
-    wrong = task.wrong_context()
+    wrong = task.wrong_context(task.key_matrix())
     assert min(own) > 0.6
     assert wrong is not None
     assert wrong < min(own) - 0.2
@@ -98,6 +98,34 @@ def test_a_run_is_measured_under_the_keys_it_was_trained_with() -> None:
     assert "task1_loss" not in final
 
 
+def test_a_key_that_was_not_reached_is_untrained_though_its_task_was_seen() -> None:
+    """Contexts held for 10 of a task's 40 steps: task 1's key is that of its middle, which step 50 does not reach."""
+    fields = {"tasks": 4, "schedule": "period", "context_every": 10, "contexts": 16}
+    task = ran(steps=50, **fields)
+    assert 1 in task._seen
+    assert task.key(1) == 6
+    assert [row[0] is None for row in task.key_matrix()] == [False, True, True, True]
+    assert task.final()["untrained"] == 3
+    assert task.trained_key(6) is None
+    assert ran(steps=70, **fields).trained_key(6) == 1
+
+
+def test_real_contexts_are_compared_and_kept_in_checkpoints() -> None:
+    task = ran(kind="power", schedule="continuous", context_rate=0.25, tasks=2, period=40)
+    assert 0.25 in task._used
+    assert 0 < task.final()["context_cosine"] < 1
+    task.state()
+    assert task.record.used[:3] == [0, 0.25, 0.5]
+    task._used = set()
+    task.restored()
+    assert 0.25 in task._used
+
+
+def test_values_are_spread_evenly() -> None:
+    assert spread([3, 5], 4) == [3, 5]
+    assert spread(range(100), 4) == [0, 33, 66, 99]
+
+
 def test_the_matrix_after_every_task_gives_forgetting() -> None:
     task = ran(matrix=True, method="standard")
     after = task.record.after
@@ -111,7 +139,7 @@ def test_the_matrix_after_every_task_gives_forgetting() -> None:
 def test_weak_families_bind_weakly() -> None:
     """What the names promise and no more: a reflection along one direction hardly changes a weight."""
     task = ran(kind="householder", period=60, width=64)
-    wrong = task.wrong_context()
+    wrong = task.wrong_context(task.key_matrix())
     assert wrong is not None
     assert wrong > 0.2
 
@@ -146,7 +174,7 @@ def test_statistics_for_every_task_go_with_every_method(method: Any) -> None:
 
 def test_joint_training_draws_every_task_and_no_key() -> None:
     task = ran(method="joint", tasks=3, period=60)
-    assert task.wrong_context() is None
+    assert task.wrong_context(task.key_matrix()) is None
     assert [task.key(j) for j in range(3)] == [0, 0, 0]
     x, y = task._batch(7)
     j = task.task_of(7)
@@ -157,7 +185,8 @@ def test_joint_training_draws_every_task_and_no_key() -> None:
 
 def test_metrics_of_forgetting_on_known_numbers() -> None:
     after = [[0.9], [0.5, 0.8], [0.6, 0.7, 0.95]]
-    assert forgetting(after) == pytest.approx(((0.9 - 0.6) + (0.8 - 0.7)) / 2)
+    assert forgetting(after) == pytest.approx(((0.9 - 0.6) + (0.8 - 0.7) + 0) / 3)
+    assert forgetting([[0.5], [0.7, 0.8]]) == 0  # better than ever is not forgotten
     assert backward_transfer(after) == pytest.approx((-0.3 - 0.1) / 2)
     assert off_diagonal([[1.0, 0.1], [None, None]]) == pytest.approx(0.1)
     assert off_diagonal([[None]]) is None
@@ -244,6 +273,26 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_task(tmp_path: Path) -> N
     with pytest.raises(RunFailed, match=r"loss.*step.*task 0 of the stream"):
         train(replace(SMALL, out=tmp_path / "run", optimizer="sgd", lr=1e30))
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "flag"),
+    [
+        ({"steps": 121, "matrix": True}, "--steps"),
+        ({"steps": 121, "method": "ewc"}, "--steps"),
+        ({"kind": "power", "schedule": "continuous", "contexts": 3, "context_rate": 0.1}, "--context-rate"),
+    ],
+)
+def test_what_would_run_off_an_end_is_refused(fields: dict[str, Any], flag: str) -> None:
+    with pytest.raises(UserError) as caught:
+        replace(SMALL, **fields)
+    assert caught.value.field == flag
+
+
+def test_circles_and_joint_training_may_go_on() -> None:
+    assert replace(SMALL, steps=500, stream="rotating", contexts=4).planned_steps == 500
+    assert replace(SMALL, steps=500, method="joint").planned_steps == 500
+    assert replace(SMALL, kind="power", schedule="continuous", contexts=13, context_rate=0.1).planned_steps == 120
 
 
 def test_a_config_knows_its_streams() -> None:

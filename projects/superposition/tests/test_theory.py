@@ -49,6 +49,8 @@ def test_powers_have_a_mirror_term_and_independent_contexts_none() -> None:
 def test_noise_of_rotations_is_isotropic() -> None:
     weights, x = models(20)
     real, _ = monte_carlo("rotation", weights, x, 1, 4000)
+    error = (noise_variance("rotation", weights, x, 1) / 4000).sqrt()
+    assert bool((real.mean(0).abs() < 4 * error).all())
     torch.testing.assert_close(real.square().mean(0), noise_variance("rotation", weights, x, 1), rtol=0.1, atol=0)
 
 
@@ -61,6 +63,17 @@ def test_batches_of_inputs_are_inputs_one_by_one() -> None:
             torch.testing.assert_close(together[row], noise_variance(kind, weights, batch[row], 2, "real"))
     with pytest.raises(UserError, match="closed form"):
         noise_variance("mask", weights, x, 0)
+
+
+@pytest.mark.parametrize("k", [-1, K])
+def test_a_model_that_is_not_there_is_refused(k: int) -> None:
+    weights, x = models()
+    with pytest.raises(IndexError, match=f"model {k} asked for; there are models 0 to {K - 1}"):
+        noise_variance("binary", weights, x, k)
+    with pytest.raises(IndexError, match="asked for"):
+        monte_carlo("binary", weights, x, k, 2)
+    with pytest.raises(UserError, match="closed form"):
+        monte_carlo("mask", weights, x, 0, 2)
 
 
 def test_spread_and_capacity() -> None:

@@ -57,7 +57,7 @@ def evaluate(config: EvaluateConfig) -> int:
     own = task.final()
     matrix, keys, shown = task.key_matrix(), task.keys(), task.shown()
     metrics: dict[str, Any] = {"step": step, "task1": task.first(), **own}
-    wrong = task.wrong_context()
+    wrong = task.wrong_context(matrix)
     if wrong is not None:
         metrics["wrong_context"] = wrong
     if config.select:

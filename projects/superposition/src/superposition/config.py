@@ -256,6 +256,17 @@ class TrainConfig(RunConfig):
             raise UserError("--classes-per-task", self.classes_per_task, "with --stream split")
         if self.stream == "rotating" and self.matrix:
             raise UserError("--matrix", self.matrix, "with another --stream: where images turn, tasks come again")
+        whole = self.tasks * self.period
+        if self.planned_steps > whole and self.stream != "rotating" and self.method != "joint":
+            hint = "A stream ends with its last task: raise --tasks or --period."
+            raise UserError("--steps", self.steps, f"at most {whole}, --tasks x --period", hint)
+        if self.schedule == "continuous" and self.contexts is not None:
+            furthest = self.context_rate * (self.planned_steps - 1)
+            if furthest > self.contexts - 1:
+                hint = f"The last step's would be {furthest:g}."
+                raise UserError(
+                    "--context-rate", self.context_rate, f"contexts 0 to {self.contexts - 1} (--contexts)", hint
+                )
         if self.first and self.stream != "permuting":
             raise UserError("--first", self.first, "with --stream permuting")
 

@@ -147,14 +147,14 @@ class Contexts(nn.Module):
 
     continuous: ClassVar[bool] = False
 
-    def gram(self, ks: Sequence[int]) -> Tensor:
+    def gram(self, ks: Sequence[float]) -> Tensor:
         """<C_s, C_k> for all pairs, [K, K]: sum_j conj(c_sj) c_kj, or the trace of C_s^T C_k; d on the diagonal of a
         family of unit entries or orthogonal matrices."""
         flat = torch.stack([self.sample(k).reshape(-1) for k in ks]).detach()
         flat = flat.to(torch.complex128 if flat.is_complex() else torch.float64)
         return flat.conj() @ flat.T
 
-    def collisions(self, ks: Sequence[int]) -> float:
+    def collisions(self, ks: Sequence[float]) -> float:
         """Mean |cosine| between different contexts, normalised by their lengths; 0 for a single one."""
         if len(ks) < 2:
             return 0.0
@@ -176,7 +176,7 @@ class _Tabled(Contexts):
     def __init__(self, dim: int, seed: int = 0, layer: str = "", limit: int | None = None, learn: bool = False) -> None:
         super().__init__(dim, seed, layer, limit, learn)
         self._known = 0  # rows 0 .. known - 1 of the table are drawn
-        self._far: OrderedDict[int, Tensor] = OrderedDict()  # contexts beyond the table
+        self._far: OrderedDict[tuple[int, torch.device, torch.dtype], Tensor] = OrderedDict()  # beyond the table
         self.register_buffer("_table", torch.empty(0, *self._row_shape()), persistent=False)
 
     def _row_shape(self) -> tuple[int, ...]:
@@ -201,11 +201,12 @@ class _Tabled(Contexts):
         if k < TABLE:
             self._fill(k, like)
             return self._table[k]
-        if k not in self._far:
-            self._far[k] = self._row(k).to(like)
+        key = (k, like.device, like.dtype)  # cosines rounded to float32 must not serve float64
+        if key not in self._far:
+            self._far[key] = self._row(k).to(like)
             if len(self._far) > 64:
                 self._far.popitem(last=False)
-        return self._far[k].to(like)
+        return self._far[key]
 
     def _fill(self, k: int, like: Tensor) -> None:
         if self._table.device != like.device or self._table.dtype != like.dtype:

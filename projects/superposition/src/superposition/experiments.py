@@ -33,7 +33,12 @@ ROBUST: dict[str, dict[str, Any]] = {
     "Adam": {"optimizer": "adam"},
     "batch 16": {"batch_size": 16},
     "no bias (authors)": {"quirks": "authors"},
+    "permutations 20 to 29": {"first": 20},
+    "permutations 40 to 49": {"first": 40},
+    "permutations 60 to 69": {"first": 60},
 }
+TURNING = ("rot", "fast ")  # beginnings of the names of runs on turning images
+SEARCHED = 3  # tasks that a baseline's strength is chosen on
 
 
 def psp(kind: str, **fields: Any) -> dict[str, Any]:
@@ -68,11 +73,25 @@ def rotating_cells() -> dict[str, dict[str, Any]]:
     return {"rotating standard": {**base, **STANDARD}, "rotating binary": {**base, **psp("binary")}}
 
 
+def fast_cells() -> dict[str, dict[str, Any]]:
+    """Turning images under another context every step: independent ones, locally mixed ones, powers of one."""
+    base: dict[str, Any] = {"stream": "rotating", "tasks": 4, "period": 500, "eval_every": 20}
+    cells = {
+        "fast standard": {**base, **STANDARD, "numbers": "complex"},
+        "fast complex, ten contexts": {**base, **psp("complex"), "contexts": 10},
+    }
+    kinds = {"independent": "complex", "locally mixed": "local-mix", "powers": "power"}
+    return cells | {f"fast {name}": {**base, **psp(kind), "contexts": 500} for name, kind in kinds.items()}
+
+
 def baseline_cells() -> dict[str, dict[str, Any]]:
     """The baselines' grids on the ten permutations."""
     ten: dict[str, Any] = {"tasks": 10, "period": 200, "eval_every": 100}
     cells = {f"permute10 ewc {s:g}": {**ten, "method": "ewc", "strength": s} for s in EWC_STRENGTHS}
     cells |= {f"permute10 si {s:g}": {**ten, "method": "si", "strength": s} for s in SI_STRENGTHS}
+    for method, strengths in (("ewc", EWC_STRENGTHS), ("si", SI_STRENGTHS)):
+        few = {**ten, "tasks": SEARCHED, "eval_every": 200, "method": method}
+        cells |= {f"search {method} {s:g}": {**few, "strength": s} for s in strengths}
     for method in ("agem", "joint", "separate", "multi-head"):
         cells[f"permute10 {method}"] = {**ten, "method": method}
     for kind in ("mask", "permutation", "householder", "ternary", "normal", "signed-permutation", "local-mix"):
@@ -145,7 +164,7 @@ def experiment_cells(name: str, lite: bool = False) -> dict[str, dict[str, Any]]
     if name == "perm-kinds":
         cells = {}
         for width, tasks in ((256, many),) if lite else ((256, many), (2000, 10)):
-            base = {**permuting, "tasks": tasks, "width": width, "depth": 3 if width == 256 else 2}
+            base = {**permuting, "tasks": tasks, "width": width}
             cells[f"{name} standard H={width}"] = {**base, **STANDARD}
             for kind in ("binary", "complex", "power", "rotation"):
                 cells[f"{name} {kind} H={width}"] = {**base, **psp(kind)}
@@ -226,7 +245,7 @@ class SuperpositionStudy(Study):
             return permuting_cells() | rotating_cells()
         if config.preset == "cpu-long":
             cells = {name: permuting_cells()[name] for name in ("permute10 standard", "permute10 binary")}
-            cells |= baseline_cells() | robustness_cells() | residual_cells() | mnist_cells()
+            cells |= baseline_cells() | fast_cells() | robustness_cells() | residual_cells() | mnist_cells()
         elif config.preset == "gpu":
             cells = gpu_cells() | residual_cells(5000, "resnet18")
         else:
@@ -310,12 +329,21 @@ class SuperpositionStudy(Study):
             "si-monotone": partial(monotone, method="si", strengths=SI_STRENGTHS),
             "ewc-monotone": partial(monotone, method="ewc", strengths=EWC_STRENGTHS),
             "over-baselines": over_baselines,
+            "si-gain-searched": partial(searched_gain, methods=("si",)),
+            "over-baselines-searched": lambda o: [-v for v in searched_gain(o, ("ewc", "si"), "permute10 binary")],
+            "fast-gain": partial(gain, one="fast independent", other="fast standard"),
+            "fast-worse": partial(gain, one="fast complex, ten contexts", other="fast independent"),
+            "fast-mixing": partial(gain, one="fast locally mixed", other="fast independent"),
+            "other-permutations": other_permutations,
             "offline-ratio": offline_ratio,
             "icifar-drop": icifar_drop,
             "mnist-gain": partial(gain, one="mnist binary", other="mnist standard"),
             "fashion-gain": partial(gain, one="fashion binary", other="fashion standard"),
             "noise-ratio": noise_ratio,
-            "gpu-width-steps": partial(width_steps, stem="units binary H=", widths=WIDTHS),
+            **{
+                f"gpu-width-steps-{kind}": partial(width_steps, stem=f"units {kind} H=", widths=WIDTHS)
+                for kind in ("binary", "complex", "rotation")
+            },
             "gpu-large-standard": partial(gain, one="units binary H=256", other="units standard H=2048"),
             "paper-order-rotation": partial(gain, one="perm-kinds rotation H=256", other="perm-kinds complex H=256"),
             "paper-order-complex": partial(gain, one="perm-kinds complex H=256", other="perm-kinds binary H=256"),
@@ -347,9 +375,10 @@ class SuperpositionStudy(Study):
                 continue
             runs = outcomes.raw(name)
             # At the end of a turn images are upright again, and the standard network has just seen such.
-            first = "upright_worst" if name.startswith("rot") else "task1"
+            turning = name.startswith(TURNING)
+            first = "upright_worst" if turning else "task1"
             metrics = ("average", first, "worst", "task1_loss", "wrong_context")
-            if name.startswith("rot"):
+            if turning:
                 lowest = worst_upright(outcomes, name)
                 runs = [{**run, "upright_worst": low} for run, low in zip(runs, lowest, strict=True)]
             rows.append((name, *(_mean([run.get(metric) for run in runs]) for metric in metrics)))
@@ -445,6 +474,25 @@ def best_strength(outcomes: Outcomes, method: str, strengths: Sequence[float]) -
     """The strength of the highest mean average."""
     means = {s: statistics.fmean(outcomes.values(f"permute10 {method} {s:g}", "average")) for s in strengths}
     return max(means, key=lambda s: means[s])
+
+
+def searched_gain(outcomes: Outcomes, methods: Sequence[str], over: str = "permute10 standard") -> list[float]:
+    """Average of a baseline less another run's, seed by seed, at the strength that three tasks choose; of several
+    baselines the one that is best on the three."""
+    grids = {"ewc": EWC_STRENGTHS, "si": SI_STRENGTHS}
+    means = {
+        f"{method} {s:g}": statistics.fmean(outcomes.values(f"search {method} {s:g}", "average"))
+        for method in methods
+        for s in grids[method]
+    }
+    best = max(means, key=lambda name: means[name])
+    return gain(outcomes, f"permute10 {best}", over)
+
+
+def other_permutations(outcomes: Outcomes) -> list[float]:
+    """Binary superposition over the standard network on every further set of permutations, mean of seeds each."""
+    sets = [name for name in ROBUST if "first" in ROBUST[name]]
+    return [statistics.fmean(gain(outcomes, f"robust binary, {s}", f"robust standard, {s}")) for s in sets]
 
 
 def monotone(outcomes: Outcomes, method: str, strengths: Sequence[float]) -> list[float]:

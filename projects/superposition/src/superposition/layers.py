@@ -231,8 +231,12 @@ class ComplexPSPConv2d(Contextual):
         """W * o_k as parts [2, C_out, C_in / g, kh, kw]."""
         if isinstance(self.contexts, Plain):
             return self.weight
+        return self._kernel(cast(Phasors, self.contexts).rows(k, self.weight))
+
+    def _kernel(self, row: Tensor) -> Tensor:
+        """W * o of a context's cosines and sines [2, C_in kh kw]."""
         groups = int(self.host_options["groups"])
-        p, q = cast(Phasors, self.contexts).rows(k, self.weight)
+        p, q = row
         real, imaginary = self.weight
         return torch.stack([
             _times(real, p, groups) - _times(imaginary, q, groups),
@@ -240,22 +244,22 @@ class ComplexPSPConv2d(Contextual):
         ])  # fmt: skip
 
     def forward(self, x: Tensor | Complex, k: Index | None = None) -> Complex:
-        """[B, C_in, H, W] to [B, C_out, H', W'].
-
-        Raises:
-            UserError: several contexts in one batch, which complex convolutions do not take.
-        """
+        """[B, C_in, H, W] to [B, C_out, H', W']; with a context for every sample in one grouped convolution."""
         k = self.chosen(k)
-        if isinstance(k, Tensor):
-            raise UserError("context of a complex convolution", "one for every sample", "one for the batch")
         parts = x.parts if isinstance(x, Complex) else Complex.of(x).parts  # [2, B, C, H, W]
-        groups = int(self.host_options["groups"])
-        kernel = self.bound(k)
-        outputs = kernel.shape[1]
+        batch, groups = parts.shape[1], int(self.host_options["groups"])
+        mixed = isinstance(k, Tensor) and isinstance(self.contexts, Phasors)
+        if mixed:
+            kernels = torch.func.vmap(self._kernel)(self.contexts.rows(k, self.weight))  # pyright: ignore
+        else:
+            kernels = self.bound(0 if isinstance(k, Tensor) else k)[None]
+        outputs = kernels.shape[2]
         # Output channels of a group lie together: its real ones, then its imaginary ones.
-        stacked = kernel.view(2, groups, outputs // groups, *kernel.shape[2:]).transpose(0, 1).flatten(0, 2)
-        y = F.conv2d(parts.flatten(0, 1), stacked, None, **self.host_options)  # pyright: ignore
-        y = y.view(2, -1, groups, 2, outputs // groups, *y.shape[2:])
+        stacked = kernels.view(-1, 2, groups, outputs // groups, *kernels.shape[3:]).transpose(1, 2).flatten(0, 3)
+        fed = parts.flatten(1, 2) if mixed else parts.flatten(0, 1)  # [2, B C, H, W], or [2 B, C, H, W]
+        options = {**self.host_options, "groups": batch * groups if mixed else groups}
+        y = F.conv2d(fed, stacked, None, **options)  # pyright: ignore
+        y = y.view(2, batch, groups, 2, outputs // groups, *y.shape[2:])
         real = (y[0, :, :, 0] - y[1, :, :, 1]).flatten(1, 2)
         imaginary = (y[1, :, :, 0] + y[0, :, :, 1]).flatten(1, 2)
         return Complex(torch.stack([real if self.bias is None else real + self.bias.view(1, -1, 1, 1), imaginary]))

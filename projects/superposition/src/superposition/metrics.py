@@ -26,7 +26,7 @@ def accuracy(network: Any, x: Tensor, y: Tensor, k: Index) -> float:
 
 
 @torch.no_grad()
-def select_context(network: Any, x: Tensor, ks: Sequence[int]) -> int:
+def select_context(network: Any, x: Tensor, ks: Sequence[float]) -> float:
     """The context whose outputs on a batch have the least entropy: a guess at which task the batch is of."""
     was = network.training
     network.eval()
@@ -39,21 +39,29 @@ def select_context(network: Any, x: Tensor, ks: Sequence[int]) -> int:
 
 
 def forgetting(after: Sequence[Sequence[float]]) -> float:
-    """Mean over tasks but the last of (best accuracy at the end of any task from its own on, less the last accuracy).
+    """F = mean_i (max_t R[t, i] - R[K, i]) over all K tasks: best accuracy on a task at the end of any from its own on,
+    less that at the very end (section 2.7).
 
     Args:
-        after: after[t][i], accuracy on task i after task t, for i <= t at least.
+        after: R[t][i], accuracy on task i after task t, for i <= t at least.
     """
     last = len(after) - 1
     if last < 1:
         return 0.0
-    return sum(max(after[t][i] for t in range(i, last)) - after[last][i] for i in range(last)) / last
+    return sum(max(after[t][i] for t in range(i, last + 1)) - after[last][i] for i in range(last + 1)) / (last + 1)
 
 
 def backward_transfer(after: Sequence[Sequence[float]]) -> float:
     """Mean over tasks but the last of (last accuracy, less that right after the task)."""
     last = len(after) - 1
     return sum(after[last][i] - after[i][i] for i in range(last)) / last if last else 0.0
+
+
+def spread(values: Sequence[float], count: int) -> list[float]:
+    """At most `count` of the values in their order, evenly spread."""
+    if len(values) <= count:
+        return list(values)
+    return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)]
 
 
 def off_diagonal(matrix: Sequence[Sequence[float | None]]) -> float | None:

@@ -36,6 +36,10 @@ def draw(outcomes: Outcomes, folder: Path) -> list[Path]:
         made.append(figures.curves(folder / "widths", lines, "accuracy on the first task", (), "thirty permutations"))
     if lines := _curves(outcomes, {"standard": "rotating standard", "binary": "rotating binary"}):
         made.append(figures.curves(folder / "rotating", lines, "accuracy on upright images", (500,), "turning images"))
+    fast = {name.removeprefix("fast "): name for name in outcomes.names() if name.startswith("fast ")}
+    if lines := _curves(outcomes, fast):
+        title = "turning images, a context a step"
+        made.append(figures.curves(folder / "fast", lines, "accuracy on upright images", (500, 1000, 1500), title))
     if lines := _curves(outcomes, {"standard": "icifar-lite standard", "binary": "icifar-lite binary"}):
         made.append(figures.curves(folder / "icifar", lines, "accuracy on the first five classes", (400,), "CIFAR-10"))
     for name in [n for n in outcomes.names() if n.startswith(("units ", "perm-units", "rot-", "icifar "))]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from superposition.build import make_network, make_stream, model_spec, schedule_
 from superposition.complex import Complex
 from superposition.config import TrainConfig
 from superposition.contexts import Index, derived_seed
-from superposition.metrics import accuracy, backward_transfer, forgetting, off_diagonal, select_context
+from superposition.metrics import accuracy, backward_transfer, forgetting, off_diagonal, select_context, spread
 from superposition.nets import Superposed
 from superposition.streams import Rotating
 
@@ -57,7 +57,7 @@ class Record:
         self.history: list[list[float]] = []
         self.ends: list[float] = []
         self.after: list[list[float]] = []
-        self.used: list[int] = []
+        self.used: list[float] = []
         self.seen: list[int] = []
         self.anchor: list[Tensor] = []
 
@@ -85,7 +85,7 @@ class StreamTask(Task):
         self.trained, self.prepared = loop.prepare(self.network, self.optimizer)
         self.regulariser = self._make_regulariser()
         self.record = Record()
-        self._used: set[int] = set()  # contexts
+        self._used: set[float] = set()  # contexts, real numbers of --schedule continuous too
         self._seen: set[int] = set()  # tasks
         self._tests: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -132,8 +132,8 @@ class StreamTask(Task):
             self.network.train()
         j = self.task_of(t)
         self._seen.add(j)
-        if isinstance(k, int):
-            self._used.add(k)
+        assert not isinstance(k, Tensor)
+        self._used.add(k)
         watched = (t + 1) % self.config.log_every == 0
         before = [p.detach().clone() for p in self.network.parameters()] if watched else []
         metrics = self.loop.update((x, y), self._loss, self.prepared, observe=self.regulariser.gradient)
@@ -187,13 +187,17 @@ class StreamTask(Task):
             self._tests[j] = found
         return self._tests[j]
 
-    def key(self, j: int) -> int:
+    def key(self, j: int) -> float:
         """Context under which task j is measured: the one it was learned in, or in the middle of it the first time."""
         if self.config.method == "joint" or self.config.schedule == "constant":
             return 0
         if self.config.schedule == "task":
             return j
         return self.context(j * self.stream.period + self.stream.period // 2)  # pyright: ignore[reportReturnType]
+
+    def was_trained(self, j: int) -> bool:
+        """Whether task j was seen, and its key used: a task may have been begun and its key not yet reached."""
+        return j in self._seen and self.key(j) in self._used
 
     def on_task(self, j: int, k: Index | None = None) -> float:
         """Accuracy on task j, under its own context unless another is given."""
@@ -248,21 +252,18 @@ class StreamTask(Task):
 
     def shown(self) -> list[int]:
         """Tasks that are measured at the end."""
-        count = self.stream.tasks
-        if count <= SHOWN_TASKS:
-            return list(range(count))
-        return sorted({round(i * (count - 1) / (SHOWN_TASKS - 1)) for i in range(SHOWN_TASKS)})
+        return [int(j) for j in spread(range(self.stream.tasks), SHOWN_TASKS)]
 
-    def keys(self) -> list[int]:
+    def keys(self) -> list[float]:
         """Keys of the measured tasks."""
         return [self.key(j) for j in self.shown()]
 
     def key_matrix(self) -> list[list[float | None]]:
-        """Accuracy under key i on task j; None in the rows of keys whose task was never trained."""
+        """Accuracy under key i on task j; None in the rows of keys that were never trained."""
         rows: list[list[float | None]] = []
         tests = [self.test(j) for j in self.shown()]
         for j, k in zip(self.shown(), self.keys(), strict=True):
-            if j not in self._seen:
+            if not self.was_trained(j):
                 rows.append([None] * len(tests))
             else:
                 rows.append([accuracy(self.network, x, y, k) for x, y in tests])
@@ -271,7 +272,7 @@ class StreamTask(Task):
     def final(self) -> dict[str, float]:
         """All tasks at the end, each under its own key; tasks whose key was never trained are left out."""
         shown = self.shown()
-        own = {j: self.on_task(j) for j in shown if j in self._seen}
+        own = {j: self.on_task(j) for j in shown if self.was_trained(j)}
         metrics: dict[str, float] = {}
         if own:
             metrics |= {"average": sum(own.values()) / len(own), "worst": min(own.values())}
@@ -283,22 +284,26 @@ class StreamTask(Task):
                 metrics["forgetting"] = forgetting(self.record.after)
                 metrics["backward_transfer"] = backward_transfer(self.record.after)
         if isinstance(self.network, Superposed) and self.config.active_kind != "none" and self.config.limit != 1:
-            ks = sorted(self._used)[:COMPARED]
+            ks = spread(sorted(self._used), COMPARED)
             cosines = [family.collisions(ks) for family in self.network.families()]
             metrics["context_cosine"] = sum(cosines) / len(cosines)
         return metrics
 
-    def wrong_context(self) -> float | None:
-        """Mean accuracy on tasks under the keys of others; None where there are no keys, or one for several tasks."""
+    def wrong_context(self, matrix: Sequence[Sequence[float | None]]) -> float | None:
+        """Mean accuracy on tasks under the keys of others; None where there are no keys, or one for several tasks.
+
+        Args:
+            matrix: that of `key_matrix`.
+        """
         if self.config.active_kind == "none":
             return None
         keys = self.keys()
-        return off_diagonal(self.key_matrix()) if len(set(keys)) == len(keys) > 1 else None
+        return off_diagonal(matrix) if len(set(keys)) == len(keys) > 1 else None
 
     def selection(self, batch: int = 128) -> float:
         """Share of test batches whose task is found as the context of least entropy."""
         right, count = 0, 0
-        trained = [j for j in self.shown() if j in self._seen]
+        trained = [j for j in self.shown() if self.was_trained(j)]
         ks = [self.key(j) for j in trained]
         for j in trained:
             for x in self.test(j)[0].split(batch):
@@ -315,7 +320,7 @@ class StreamTask(Task):
 
     def trained_key(self, k: float) -> int | None:
         """The task that was learned under context k; None where there is none."""
-        return next((j for j in self.shown() if j in self._seen and self.key(j) == k), None)
+        return next((j for j in self.shown() if self.was_trained(j) and self.key(j) == k), None)
 
     def named_failure(self, failed: RunFailed) -> RunFailed:
         """The same failure with the task named."""

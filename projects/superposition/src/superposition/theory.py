@@ -33,10 +33,11 @@ def noise_variance(kind: Kind, weights: Sequence[Tensor], x: Tensor, k: int, par
         [m] or [N, m].
 
     Raises:
-        UserError: a kind without a closed form here.
+        UserError: a kind without a closed form here. IndexError: no model k.
     """
     if kind not in NOISY:
         raise UserError("--kind", kind, NOISY, "Their noise has a closed form.")
+    _check_model(k, len(weights))
     others = [w for s, w in enumerate(weights) if s != k]
     squares = x.square()
     if kind == "rotation":
@@ -51,6 +52,11 @@ def noise_variance(kind: Kind, weights: Sequence[Tensor], x: Tensor, k: int, par
         for t in range(1, min(k, len(weights) - 1 - k) + 1):
             half = half + squares @ (weights[k - t] * weights[k + t]).T
     return half
+
+
+def _check_model(k: int, models: int) -> None:
+    if not 0 <= k < models:
+        raise IndexError(f"model {k} asked for; there are models 0 to {models - 1}")
 
 
 def isotropic_variance(weights: Sequence[Tensor], x: Tensor, k: int) -> Tensor:
@@ -69,7 +75,13 @@ def monte_carlo(
 
     Returns:
         (real part, imaginary part) of the noise, [draws, m] each; the latter is 0 for real kinds.
+
+    Raises:
+        UserError: a kind without a closed form here. IndexError: no model k.
     """
+    if kind not in NOISY:
+        raise UserError("--kind", kind, NOISY, "Their noise has a closed form.")
+    _check_model(k, len(weights))
     d, m = x.shape[-1], weights[0].shape[0]
     others = [s for s in range(len(weights)) if s != k]
     if kind == "rotation":

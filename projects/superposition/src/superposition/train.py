@@ -66,7 +66,7 @@ def train(config: TrainConfig) -> int:
     except RunFailed as failed:
         raise task.named_failure(failed) from None
     matrix = task.key_matrix()
-    wrong = task.wrong_context()
+    wrong = task.wrong_context(matrix)
     write_json(folder / MATRIX_FILE, {"tasks": task.shown(), "keys": task.keys(), "accuracy": matrix})
     figures = run_figures(folder, task, matrix)
     rows = account(task)
@@ -132,10 +132,12 @@ def measure(config: TrainConfig, select: bool = False) -> dict[str, Any]:
     values: dict[str, Any] = {**summary["metrics"], "history": task.record.history, "ends": task.record.ends}
     values |= {"parameters": count_parameters(task.network), "train_seconds": summary["seconds"]}
     values["tasks"] = [task.on_task(j) for j in task.shown()]
-    if config.method == "psp":
+    if (
+        config.method == "psp" and len(task.shown()) == task.stream.tasks
+    ):  # of a sample of tasks it costs and says little
         matrix = task.key_matrix()
         values["matrix"] = matrix
-        wrong = task.wrong_context()
+        wrong = task.wrong_context(matrix)
         if wrong is not None:
             values["wrong_context"] = wrong
         if select:
