@@ -53,7 +53,15 @@ def outcomes() -> Outcomes:
         level += 0.01 * ("H=256" in name) + 0.02 * ("H=512" in name) - 0.2 * ("H=64" in name)
         for seed in range(3):
             finished.append((Cell(name, {"n": number}, seed), {"values": values(level, 0.6), "seconds": 1.0}))
-    layer = {"measured": 1.1, "exact": 1.0, "isotropic": 2.0, "ratio": 1.1, "signal": 4.0}
+    layer = {
+        "measured": 1.1,
+        "exact": 1.0,
+        "isotropic": 2.0,
+        "ratio": 1.1,
+        "signal": 4.0,
+        "inputs": 784,
+        "effective": 260.0,
+    }
     offline = {"alone": [0.9], "layers": {"1": layer}, "kept": {"binary 2": 0.5}}
     finished.append((Cell("offline", {}, 0), {"values": offline, "seconds": 1.0}))
     rows = [{"kind": "binary", "models": 2, "inputs": 64, "measured": 0.13, "predicted": 0.125}]

@@ -223,9 +223,10 @@ def noise(config: NoiseConfig) -> int:
             config.offline, config.offline_width, config.offline_steps, config.draws, config.seed, config.device
         )
         layers = [
-            (name, v["measured"], v["exact"], v["isotropic"], v["ratio"]) for name, v in offline["layers"].items()
+            (name, v["inputs"], v["effective"], v["measured"], v["exact"], v["isotropic"], v["ratio"])
+            for name, v in offline["layers"].items()
         ]
-        columns = ("layer", "measured variance", "exact", "isotropic", "measured / exact")
+        columns = ("layer", "inputs", "effective", "measured variance", "exact", "isotropic", "measured / exact")
         print_table("trained networks, binary contexts", columns, layers, config.quiet)
         kept = [("alone", sum(offline["alone"]) / len(offline["alone"])), *offline["kept"].items()]
         print_table("accuracy after superposition", ("contexts, models", "mean accuracy"), kept, config.quiet)

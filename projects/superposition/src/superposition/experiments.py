@@ -391,8 +391,17 @@ class SuperpositionStudy(Study):
                 ratios = [run["layers"][layer]["ratio"] for run in runs]
                 loose = [run["layers"][layer]["measured"] / run["layers"][layer]["isotropic"] for run in runs]
                 noise = [run["layers"][layer]["measured"] / run["layers"][layer]["signal"] for run in runs]
-                body.append((layer, _mean(ratios), _mean(loose), _mean(noise)))
-            columns = ("layer", "variance / exact", "variance / isotropic form", "noise power / signal power")
+                spread = [run["layers"][layer]["effective"] for run in runs]
+                inputs = runs[0]["layers"][layer]["inputs"]
+                body.append((layer, inputs, _mean(spread), _mean(ratios), _mean(loose), _mean(noise)))
+            columns = (
+                "layer",
+                "inputs",
+                "effective inputs",
+                "variance / exact",
+                "variance / isotropic form",
+                "noise power / signal power",
+            )
             tables["Five networks superposed after training: noise of pre-activations, binary contexts"] = (
                 columns,
                 body,

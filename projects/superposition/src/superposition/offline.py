@@ -93,11 +93,11 @@ def noise_by_layer(
         x: images [N, ...]. draws: sets of contexts.
 
     Returns:
-        layer -> measured variance over draws, the exact and the isotropic prediction, and measured over exact; means
-        over images and outputs.
+        layer -> measured variance over draws, the exact and the isotropic prediction, measured over exact, the power of
+        the signal, the number of inputs and the effective number of them (section 2.1); means over images and outputs.
     """
     from superposition.contexts import derived_seed, make_contexts
-    from superposition.theory import isotropic_variance, noise_variance
+    from superposition.theory import effective_dimension, isotropic_variance, noise_variance
 
     found: dict[str, dict[str, float]] = {}
     for name, fed in layer_inputs(models[k], x).items():
@@ -113,6 +113,7 @@ def noise_by_layer(
         signal = float((fed @ weights[k].T).double().square().mean())
         found[name] = {
             "measured": measured, "exact": exact, "isotropic": float(isotropic_variance(weights, fed, k).mean()),
-            "ratio": measured / exact, "signal": signal,
+            "ratio": measured / exact, "signal": signal, "inputs": fed.shape[1],
+            "effective": float(effective_dimension(fed[fed.abs().sum(1) > 0]).mean()),
         }  # fmt: skip
     return found
