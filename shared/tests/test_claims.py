@@ -82,6 +82,11 @@ class ToyStudy(Study):
         if os.environ.get("TOY_FAILS") == str(cell.seed):
             raise RuntimeError("out of luck")
         time.sleep(float(os.environ.get("TOY_SLEEP", "0")))
+        if self.scratch is not None:  # half of the work is kept, and then the lights go out
+            begun = (self.scratch / "half").exists()
+            (self.scratch / "half").touch()
+            if not begun:
+                raise RuntimeError("killed")
         return {"value": 0.6 + 0.1 * cell.seed, "curve": [1, 2]}
 
     def absent(self, config: ReproduceConfig) -> Mapping[str, str]:
@@ -136,6 +141,28 @@ def test_finished_cells_are_not_run_again_but_for_force(home: Path) -> None:
     assert runs(home) == ["0", "1", "2"]
     reproduce(ToyStudy(), settings(home, seeds=2, force=True))
     assert runs(home) == ["0", "0", "1", "1", "2"]
+
+
+def test_a_long_cell_goes_on_from_what_it_kept_unless_the_code_is_another(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(home, preset="paper")
+    store = home / "out" / "cells"
+    with pytest.raises(RunFailed, match="killed"):
+        reproduce(ToyStudy(), config)
+    assert len(list(store.glob("*.part/half"))) == 3
+    assert not list(store.glob("*.json"))
+    assert reproduce(ToyStudy(), config) == 0  # nothing is asked for under `paper`
+    assert len(list(store.glob("*.json"))) == 3
+    assert not list(store.glob("*.part"))
+    with pytest.raises(RunFailed, match="killed"):
+        reproduce(ToyStudy(), replace(config, force=True))
+    for path in store.glob("*.part/begun.json"):
+        path.write_text('{"commit": "another"}')
+    for path in store.glob("*.json"):
+        path.unlink()
+    with pytest.raises(RunFailed, match="killed"):
+        reproduce(ToyStudy(), config)
 
 
 def test_cores_are_shared_out_among_jobs(home: Path) -> None:

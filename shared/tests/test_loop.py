@@ -13,7 +13,7 @@ import torch
 from toy_tasks import Dictionary, Gan, Regression, ToyConfig, Unroll, make
 
 from shared.config import RunConfig, RunFailed, UserError
-from shared.loop import Loop, Task, load_checkpoint, split_batch, total_steps
+from shared.loop import Loop, Task, cell_loop, load_checkpoint, split_batch, total_steps
 from shared.metrics import read_metrics
 
 
@@ -373,3 +373,25 @@ def test_weights_that_are_not_finite_become_no_checkpoint(tmp_path: Path) -> Non
         run(Ruined(), config(tmp_path / "run", steps=40, checkpoint_every=4))
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*.pt"))
     assert kept[-1] == "step-000000008.pt"
+
+
+def test_a_cells_run_is_taken_up_where_it_was_left(tmp_path: Path) -> None:
+    whole = run(Regression(), config(tmp_path / "whole"))
+    assert cell_loop(Regression(), config(tmp_path), "toy", None).folder is None
+    task = Regression()
+    loop = cell_loop(task, RunConfig(device="cpu", quiet=True, steps=60, checkpoint_every=10), "toy", tmp_path / "cell")
+    step = task.step
+
+    def mortal(batch: Any) -> Any:
+        if loop.step == 35:
+            raise KeyboardInterrupt
+        return step(batch)
+
+    task.step = mortal
+    with pytest.raises(KeyboardInterrupt):
+        loop.run()
+    again = cell_loop(
+        Regression(), RunConfig(device="cpu", quiet=True, steps=60, checkpoint_every=10), "toy", tmp_path / "cell"
+    )
+    assert again.run()["metrics"] == whole["metrics"]
+    assert rows(tmp_path / "cell" / "run") == rows(tmp_path / "whole")

@@ -20,14 +20,15 @@ from carl import commands
 from carl.adaptation import Branch, adapt, branch, is_test_point
 from carl.cli import app, main
 from carl.config import METHODS, TrainConfig
+from carl.episodes import packed, unpacked
 from carl.learner import Learner
 from carl.pretraining import make_learners, pretrain, source_iteration, source_of
 from carl.risk import Risk
 from carl.settings import SETTINGS, Setting
 from carl.task import task_of
-from carl.train import CautiousAdaptation, packed, unpacked
+from carl.train import CautiousAdaptation
 from shared.config import Stopped, UserError
-from shared.loop import Loop
+from shared.loop import Loop, load_checkpoint
 from shared.metrics import read_metrics
 
 SMALL = SETTINGS["smoke"]["cartpole"]
@@ -89,6 +90,28 @@ def test_a_source_phase_without_the_head_leaves_it_alone_and_refuses_votes(tmp_p
     assert with_head > 0
     assert without == 0  # not a step was taken on the logit
     assert TrainConfig(separate_sources=True).with_head()  # CARL (State) cannot do without
+
+
+def test_a_separate_source_phase_for_baselines_beside_a_run_with_the_head(tmp_path: Path) -> None:
+    """Their head is never trained, and theirs is the source phase of a run that has none."""
+    made = config(tmp_path / "run", separate_sources=True, source_iterations=2, adapt_iterations=1)
+    task = CautiousAdaptation(made)
+    Loop(task, made, "carl").run()
+    own, plain, _ = task.branches
+    assert (own.label, plain.label) == ("CARL (state)", "mb-finetune")
+    assert own.learner.head
+    assert not plain.learner.head
+    lone = config(tmp_path / "lone", method="mb-finetune", separate_sources=True, source_iterations=2)
+    other = CautiousAdaptation(lone)
+    Loop(other, lone, "carl").run()
+    for a, b in zip(plain.learner.ensemble.parameters(), other.branches[0].learner.ensemble.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    resumed = CautiousAdaptation(replace(made, resume=tmp_path / "run"))
+    loop = Loop(resumed, resumed.config, "carl", folder=False)
+    resumed.start(loop)
+    load_checkpoint(tmp_path / "run", resumed, "carl", "newest")
+    for a, b in zip(task.headless[0].ensemble.parameters(), resumed.headless[0].ensemble.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 # -- adaptation ----------------------------------------------------------------------------------------------------
@@ -305,6 +328,24 @@ def test_evaluate_pairs_cautions_and_judges_the_head(run: Path, tmp_path: Path) 
         assert [entry["risk"] for entry in found[:4]] == ["none", "reward", "state", "reward+state"]
         assert all(len(entry["episodes"]) == 2 for entry in found[:4])
         assert found[4]["head"]["states"] > 0
+
+
+def test_evaluate_after_some_episodes_in_every_target(run: Path, tmp_path: Path) -> None:
+    """Few-shot is adaptation and then the test: with seeds as `adapt` has them, the same model."""
+    out = tmp_path / "e.json"
+    flags = ["evaluate", str(run), "--device", "cpu", "--quiet", "--targets", "1.0", "1.5", "--episodes", "1"]
+    assert main([*flags, "--out", str(out), "--after", "1", "--risks", "none", "reward"]) == 0
+    few = json.loads(out.read_text())
+    assert few["after"] == 1
+    assert main([*flags, "--out", str(out), "--risks", "none", "reward"]) == 0
+    zero = json.loads(out.read_text())
+    pairs = [(a["mse"], b["mse"]) for a, b in zip(few["found"], zero["found"], strict=True) if "head" in a]
+    returns = [(a["return"], b["return"]) for a, b in zip(few["found"], zero["found"], strict=True) if "risk" in a]
+    assert len(returns) == 4
+    assert pairs
+    assert all(a != b for a, b in returns)
+    assert main([*flags, "--phase", "adapted", "--after", "1"]) == 2
+    assert main([*flags, "--risk", "none"]) == 2  # several are compared: --risks
 
 
 def test_sweep_goes_over_the_grid_and_does_not_repeat_itself(
@@ -549,6 +590,11 @@ def test_policies_are_evaluated_and_recorded_as_models_are(tmp_path: Path, capsy
         assert float(episode["domain"]) == 1.5
         assert len(episode["states"]) == len(episode["actions"]) + 1
         assert np.abs(episode["states"][0]).max() <= 0.01  # a first state of the environment
+    few = tmp_path / "few.json"
+    flags = [*device, "--targets", "1.0", "--episodes", "2", "--out", str(few)]
+    assert main(["evaluate", out, *flags, "--after", "1"]) == 0
+    # The run itself adapted for one episode at 1 m, from the same first state: the same policy, the same tests.
+    assert json.loads(few.read_text())["found"][0]["episodes"] == found["adapted"][0]
     (tmp_path / "run" / "source.pt").unlink()
     assert main(["evaluate", out, *device]) == 2
     assert "source.pt" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -13,10 +14,14 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from carl.cartpole import Cartpole, closeness
+from carl.config import TrainConfig
 from carl.domains import DomainDistribution
 from carl.duckietown import Duckietown, drive, footprint_on_road, goal_distance
+from carl.episodes import Start, run_episodes
 from carl.half_cheetah import HalfCheetahDisabled
 from carl.registry import NAMES, register
+from carl.settings import SETTINGS
+from carl.task import task_of
 from shared.config import UserError
 
 ALL = (Cartpole, Duckietown, HalfCheetahDisabled)
@@ -176,6 +181,27 @@ def test_after_a_hit_the_car_stands_where_it_was() -> None:
         assert (seen[0] > 1.7) == (observed == "attempted")
     with pytest.raises(UserError, match="hit_wall"):
         Duckietown(hit_wall_observation="both")  # pyright: ignore[reportArgumentType]
+    flags = {"preset": "smoke", "device": "cpu", "quiet": True}
+    setting = TrainConfig(**flags, env="duckietown", hit_wall_observation="reverted").setting()
+    assert setting.hit_wall_observation == "reverted"
+    for wrong in ({"env": "cartpole"}, {"env": "duckietown", "method": "ppo-dr"}):
+        with pytest.raises(UserError, match="--hit-wall-observation"):
+            TrainConfig(**flags, **wrong, hit_wall_observation="reverted")
+
+
+def test_what_is_seen_of_a_hit_reaches_the_episodes() -> None:
+    """Under random actions that end at a wall: the last state is the pose attempted, or the one before it again."""
+
+    last = []
+    for seen in ("attempted", "reverted"):
+        setting = replace(SETTINGS["smoke"]["duckietown"], hit_wall_observation=seen, steps=2000)
+        start = Start(0.15, "target", 3)
+        last.append(run_episodes([start], "duckietown", task_of("duckietown"), setting)[0])
+    assert last[0].catastrophe
+    assert last[1].catastrophe
+    assert np.array_equal(last[0].states[:-1], last[1].states[:-1])
+    assert np.array_equal(last[1].states[-1], last[1].states[-2])
+    assert not np.array_equal(last[0].states[-1], last[0].states[-2])
 
 
 def test_standing_still_costs_the_distance_and_the_goal_pays() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,9 @@ import pytest
 
 from carl.config import MODEL_FREE
 from carl.experiments import CarlStudy, cells_of, fewer_false_votes, finite, ratio_rows, safer_than
+from carl.measures import experiment, model_free
+from carl.model_free import ModelFree
+from carl.settings import SETTINGS
 from shared.claims import Cell, Missing, Outcomes, ReproduceConfig, read_claims
 
 
@@ -36,7 +41,8 @@ def cartpole(seed: int, **changes: Any) -> dict[str, Any]:
 
 def outcomes(**changes: Any) -> Outcomes:
     found = [(Cell("cartpole", {}, seed), {"values": {"seeds": [cartpole(seed, **changes)]}}) for seed in range(2)]
-    free = {"source_return": 50.0, "returns": [20.0, 40.0], "catastrophes": [1, 1], "test_catastrophes": 0}
+    ways = [{"target": t, "returns": [20.0, 40.0], "catastrophes": [1, 1], "test_catastrophes": 0} for t in (1.0, 2.0)]
+    free = {"source_return": 50.0, "adaptation": ways}
     found += [(Cell(f"{method} cartpole", {}, seed), {"values": free}) for method in MODEL_FREE for seed in range(2)]
     return Outcomes(found)
 
@@ -52,6 +58,64 @@ def test_quantities_of_known_outcomes() -> None:
     assert of["false-votes-fewer"](made) == [1.0]
     assert of["catastrophes-mb-finetune-1"](made) == [2.0, 2.0]
     assert of["smoke-finite"](made) == [1.0, 1.0]
+
+
+SIZES: dict[str, Any] = {"env": "cartpole", "seeds": 1, "zero_shot": 1, "variants": ["mb-finetune", "carl-state"]}
+
+
+def without_clocks(found: Any) -> Any:
+    """The same without milliseconds."""
+    if isinstance(found, dict):
+        return {k: without_clocks(v) for k, v in found.items() if not k.endswith("plan_ms")}
+    return [without_clocks(v) for v in found] if isinstance(found, list) else found
+
+
+@pytest.mark.parametrize("phase", ["pretraining.source_iteration", "adaptation.adapt_iteration"])
+def test_a_killed_cell_goes_on_to_what_it_would_have_been(
+    phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = replace(SETTINGS["smoke"]["cartpole"], source_iterations=3, adapt_iterations=3)
+    monkeypatch.setitem(SETTINGS["smoke"], "cartpole", setting)
+    whole = experiment("smoke", "cpu", 0, **SIZES)
+    module, _, name = phase.partition(".")
+    home = importlib.import_module(f"carl.{module}")
+    original, calls = getattr(home, name), []
+
+    def mortal(*given: Any) -> Any:
+        calls.append(given[-1])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*given)
+
+    monkeypatch.setattr(home, name, mortal)
+    with pytest.raises(KeyboardInterrupt):
+        experiment("smoke", "cpu", 0, **SIZES, scratch=tmp_path)
+    again = experiment("smoke", "cpu", 0, **SIZES, scratch=tmp_path)
+    assert len(calls) == 4  # two, the third that was killed, and once more the third alone
+    assert without_clocks(again) == without_clocks(whole)
+
+
+def test_a_killed_policy_goes_on_and_meets_every_target_after_one_source_phase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"method": "ppo-dr", "env": "cartpole", "targets": [1.0, 1.5]}
+    whole = model_free("smoke", "cpu", 0, **given)
+    assert [log["target"] for log in whole["adaptation"]] == [1.0, 1.5]
+    alone = model_free("smoke", "cpu", 0, **{**given, "targets": [1.5]})
+    assert alone["adaptation"] == whole["adaptation"][1:]
+    step, calls = ModelFree.step, []
+
+    def mortal(self: ModelFree, batch: Any) -> Any:
+        calls.append(self.loop.step)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    monkeypatch.setattr(ModelFree, "step", mortal)
+    with pytest.raises(KeyboardInterrupt):
+        model_free("smoke", "cpu", 0, **given, scratch=tmp_path)
+    assert model_free("smoke", "cpu", 0, **given, scratch=tmp_path) == whole
+    assert calls[3] > 0  # not from the beginning
 
 
 def test_a_tie_is_no_win_and_what_was_not_asked_is_missing() -> None:

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -36,6 +37,7 @@ COMPARISONS = (">=", ">", "<=", "within", "between")
 # The presets of `reproduce`, from the shortest on; cpu-long is what the minutes of cpu leave out.
 Ladder = Literal["smoke", "cpu", "cpu-long", "gpu", "paper"]
 LADDER: tuple[Ladder, ...] = get_args(Ladder)
+LONG: tuple[Ladder, ...] = ("paper",)  # whose cells take hours
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,10 @@ class Study:
         """What the preset would run too, were it not for data that are not at hand: prefix of the experiments' names
         -> reason. Claims that ask for these are left unjudged; any other gated claim must be judged."""
         return {}
+
+    scratch: Path | None = None
+    """Where `run` may keep what a cell has done so far, so that a killed one goes on; None for presets whose cells are
+    short. It is empty for a new cell, and gone when the cell has finished."""
 
     def run(self, cell: Cell, config: ReproduceConfig) -> dict[str, Any]:
         """Run one cell in a worker process. Returns JSON values; `values(...)` reads the scalar ones."""
@@ -513,7 +519,7 @@ def run_cells(
     )
     try:
         with bar:
-            for cell, outcome, error in _outcomes(study, waiting, config, began):
+            for cell, outcome, error in _outcomes(study, waiting, config, began, store):
                 if error is not None:
                     failed.append((cell, error))
                 else:
@@ -529,7 +535,7 @@ def run_cells(
 
 
 def _outcomes(
-    study: Study, cells: Sequence[Cell], config: ReproduceConfig, began: float
+    study: Study, cells: Sequence[Cell], config: ReproduceConfig, began: float, store: Path
 ) -> Iterator[tuple[Cell, dict[str, Any], str | None]]:
     if not cells:
         return
@@ -551,7 +557,12 @@ def _outcomes(
         while queue or running:
             while queue and len(running) < jobs and (deadline is None or time.monotonic() < deadline):
                 cell = queue.pop()
-                running[executor.submit(_run_cell, target, cell, config, threads)] = cell
+                scratch = None
+                if config.preset in LONG:
+                    scratch = store / f"{cell.key()}.part"
+                    if config.force:
+                        shutil.rmtree(scratch, ignore_errors=True)
+                running[executor.submit(_run_cell, target, cell, config, threads, scratch)] = cell
             if not running:
                 return
             future = next(as_completed(running))
@@ -569,7 +580,9 @@ def _outcomes(
         _shut(executor, not running and not queue)
 
 
-def _run_cell(target: str, cell: Cell, config: ReproduceConfig, threads: int) -> dict[str, Any]:
+def _run_cell(
+    target: str, cell: Cell, config: ReproduceConfig, threads: int, scratch: Path | None = None
+) -> dict[str, Any]:
     """In the worker: import the study, run one cell, time it, say on what it ran."""
     import torch
 
@@ -579,13 +592,30 @@ def _run_cell(target: str, cell: Cell, config: ReproduceConfig, threads: int) ->
     module, name = target.split(":")
     study: Study = getattr(importlib.import_module(module), name)()
     began = time.perf_counter()
+    if scratch is not None:
+        _open_scratch(scratch)
+        study.scratch = scratch.resolve()
     values = study.run(cell, config)
+    if scratch is not None:
+        shutil.rmtree(scratch, ignore_errors=True)
     seconds = time.perf_counter() - began
     return {
         "values": values,
         "seconds": round(seconds, 3),
         "hardware": describe(choose_device(config.device)),
     }
+
+
+def _open_scratch(scratch: Path) -> None:
+    """Make the folder, or keep it as a killed attempt left it; what other code has begun is not gone on with."""
+    from shared.run import commit, write_json
+
+    path, mine = scratch / "begun.json", {"commit": commit()}
+    begun = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if begun != mine:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        write_json(path, mine)
 
 
 class _HereExecutor(Executor):

@@ -27,6 +27,7 @@ against each other, or change its state without any gradient at all.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import os
@@ -478,6 +479,21 @@ def load_task(task: Task, state: Mapping[str, Any], member: str) -> None:
             raise  # a part that refuses by itself says why
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"checkpoint: {name}", "its tensors", "those of this config", str(error)[:500]) from error
+
+
+def cell_loop(task: Task, config: RunConfig, member: str, scratch: Path | None) -> Loop:
+    """The loop of a run inside `reproduce`.
+
+    Args:
+        scratch: `Study.scratch`. None: no run folder. Else the run has one there, and a run that a killed attempt left
+            there is gone on with.
+    """
+    if scratch is None:
+        return Loop(task, config, member, folder=False)
+    folder = scratch / "run"
+    begun = any((folder / "checkpoints").glob("*.pt"))
+    where: dict[str, Any] = {"resume": folder} if begun else {"out": folder, "force": True}
+    return Loop(task, dataclasses.replace(config, **where), member)
 
 
 def load_checkpoint(folder: Path, task: Task, member: str, which: Literal["newest", "best"] = "best") -> int:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from carl.episodes import Episode, Start, run_episodes
+from carl.episodes import Episode, Start, packed, run_episodes, unpacked
+from carl.kept import Kept
 from carl.learner import Learner
 from carl.noise import mixed
 from carl.risk import Risk
@@ -71,6 +73,28 @@ class Log:
     def test_catastrophes(self) -> int:
         """Test episodes with a catastrophe."""
         return sum(episode.catastrophe for episodes in self.tests.values() for episode in episodes)
+
+
+def packed_logs(logs: Sequence[Log]) -> list[dict[str, Any]]:
+    """Logs as tensors and plain values."""
+    return [
+        {
+            "adaptation": [packed(episode) for episode in log.adaptation],
+            "tests": {str(i): [packed(episode) for episode in some] for i, some in log.tests.items()},
+        }
+        for log in logs
+    ]
+
+
+def unpacked_logs(states: Sequence[dict[str, Any]]) -> list[Log]:
+    """The inverse of `packed_logs`."""
+    return [
+        Log(
+            [unpacked(episode) for episode in state["adaptation"]],
+            {int(i): [unpacked(episode) for episode in some] for i, some in state["tests"].items()},
+        )
+        for state in states
+    ]
 
 
 def check_head(learner: Learner, risk: Risk) -> None:
@@ -160,18 +184,31 @@ def adapt_iteration(
 
 
 def adapt(
-    branches: Sequence[Branch], name: str, task: PlanningTask, setting: Setting, test_episodes: int = 1
+    branches: Sequence[Branch],
+    name: str,
+    task: PlanningTask,
+    setting: Setting,
+    test_episodes: int = 1,
+    kept: Kept | None = None,
+    part: str = "adaptation",
 ) -> list[Log]:
     """The whole target phase of several variants, planned side by side.
 
     Args:
         branches: the variants. name, task, setting: the experiment.
         test_episodes: a test point; 0 for none.
+        kept: where it is saved under the name `part` after every iteration, and gone on with.
     """
-    logs = [Log() for _ in branches]
-    for iteration in range(setting.adapt_iterations + 1):
+    kept, logs, first = kept or Kept(), [Log() for _ in branches], 0
+    if (state := kept.load(part)) is not None:
+        first, logs = int(state["iterations"]), unpacked_logs(state["logs"])
+        for each, learner in zip(branches, state["learners"], strict=True):
+            each.learner.load_state_dict(learner)
+    for iteration in range(first, setting.adapt_iterations + 1):
         if test_episodes and is_test_point(iteration, setting):
             take_tests(branches, logs, name, task, setting, iteration, test_episodes)
         if iteration < setting.adapt_iterations:
             adapt_iteration(branches, logs, name, task, setting, iteration)
+        learners = [each.learner.state_dict() for each in branches]
+        kept.save(part, {"iterations": iteration + 1, "learners": learners, "logs": packed_logs(logs)})
     return logs

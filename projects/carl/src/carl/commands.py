@@ -175,15 +175,16 @@ def open_phase(
 
 def evaluate_policies(config: EvaluateConfig) -> int:
     """`carl evaluate` of a baseline that learns no model: its mean actions, under no caution."""
-    from carl.model_free import greedy_episodes, open_policies
+    from carl.model_free import greedy_episodes, learned_in, open_policies
 
     run, agents = open_policies(config.run, config.phase, config.device)
     rows: list[tuple[object, ...]] = []
     found: list[dict[str, Any]] = []
     for target in targets_of(run, config.targets, config.in_distribution):
         seeds = [[mixed(config.seed + n, "evaluate", 0, e) for e in range(config.episodes)] for n in range(len(agents))]
+        ready = learned_in(run, agents, target, config.after)
         episodes = [
-            e for agent, starts in zip(agents, seeds, strict=True) for e in greedy_episodes(agent, run, target, starts)
+            e for agent, starts in zip(ready, seeds, strict=True) for e in greedy_episodes(agent, run, target, starts)
         ]
         values = described(episodes)
         until = statistics.fmean(e.first_catastrophe or e.length for e in episodes)
@@ -191,10 +192,19 @@ def evaluate_policies(config: EvaluateConfig) -> int:
         rows.append((f"{target:g}", len(episodes), values["return"], share, until, values["length"]))
         found.append({"target": target, "risk": "none", "episodes": [outline(e) for e in episodes], **values})
     columns = ("target", "episodes", "return", "catastrophes", "steps until", "length")
-    print_table(f"{run.method} on {run.env}, {config.phase} policy", columns, rows, config.quiet)
+    print_table(f"{run.method} on {run.env}, {described_phase(config, 'policy')}", columns, rows, config.quiet)
     if config.out is not None:
-        write_json(config.out, {"run": config.run.name, "env": run.env, "phase": config.phase, "found": found})
+        write_json(
+            config.out,
+            {"run": config.run.name, "env": run.env, "phase": config.phase, "after": config.after, "found": found},
+        )
     return 0
+
+
+def described_phase(config: EvaluateConfig, what: str) -> str:
+    """Of which phase a model or policy is."""
+    learned = f", after {config.after} target episodes" if config.after else ""
+    return f"{config.phase} {what}{learned}"
 
 
 def without_model(folder: Path) -> bool:
@@ -222,7 +232,11 @@ def evaluate(config: EvaluateConfig) -> int:
         for name, (number, (learner, voter)) in itertools.product(config.risks, enumerate(learners)):
             risk = risk_of_flags(config, run.env, name)
             check_head(voter or learner, risk)
-            branches.append(Branch(name, learner, risk, target, config.seed + number, False, voter))
+            own = learner.copy() if config.after else learner
+            branches.append(Branch(name, own, risk, target, config.seed + number, bool(config.after), voter))
+        if config.after:
+            few = dataclasses.replace(setting, adapt_iterations=config.after)
+            go_through(branches, run.env, few, 0, config.quiet)
         episodes = run_branches(branches, run.env, task, setting, "evaluate", 0, config.episodes)
         for name in config.risks:
             of = [e for each, some in zip(branches, episodes, strict=True) if each.label == name for e in some]
@@ -240,11 +254,14 @@ def evaluate(config: EvaluateConfig) -> int:
         lead = by_lead_time(first, seen, setting.horizon, config.beta)
         found.append({"target": target, "head": judged, "lead": lead, **first.errors(seen)})
     columns = ("target", "risk", "episodes", "return", "catastrophes", "steps until", "length", "ms an action")
-    print_table(f"{run.env}, {config.phase} model", columns, rows, config.quiet)
+    print_table(f"{run.env}, {described_phase(config, 'model')}", columns, rows, config.quiet)
     columns = ("target", "states", "catastrophes", "AUROC", "Brier", "false votes", "mean vote", "missed")
     print_table("the catastrophe head of the first seed, on these states", columns, heads, config.quiet)
     if config.out is not None:
-        write_json(config.out, {"run": config.run.name, "env": run.env, "phase": config.phase, "found": found})
+        write_json(
+            config.out,
+            {"run": config.run.name, "env": run.env, "phase": config.phase, "after": config.after, "found": found},
+        )
     return 0
 
 

@@ -157,7 +157,10 @@ class TrainConfig(SizeFlags, CautionFlags, RunConfig):
     """carl: baselines that go through the target beside it, planned in the same batch, for the table and the figure;
     nothing for none."""
     separate_sources: bool = False
-    """Train methods that look for no catastrophes without the catastrophe head, as the authors do; else all have it."""
+    """Train methods that look for no catastrophes without the catastrophe head, as the authors do, those of --against
+    in a source phase of their own; else all have it, and one source phase."""
+    hit_wall_observation: Literal["attempted", "reverted"] | None = None
+    """duckietown: what is seen of the step that hits a wall. Default: attempted, the authors' code's quirk."""
     source_range: tuple[float, float] | None = None
     """Ends of the source range, in place of the environment's."""
     source_domains: int | None = None
@@ -179,6 +182,11 @@ class TrainConfig(SizeFlags, CautionFlags, RunConfig):
         for name in self.against:
             check_choice("--against", name, ("mb-finetune", "mb-frozen", "pets-scratch"))
         self.check_caution()
+        if self.hit_wall_observation is not None:
+            check_choice("--hit-wall-observation", self.hit_wall_observation, ("attempted", "reverted"))
+            if self.env != "duckietown" or self.method in MODEL_FREE:
+                valid = "with --env duckietown and a method that plans"
+                raise UserError("--hit-wall-observation", self.hit_wall_observation, valid)
         if self.compile and self.method in MODEL_FREE:
             raise UserError("--compile", self.compile, "a method that plans: this one has no simulation to compile")
         if self.precision in ("bf16", "fp16"):
@@ -263,11 +271,14 @@ class EvaluateConfig(CautionFlags):
     """Targets to test on. Default: all that the environment lists."""
     in_distribution: bool = False
     """Allow targets inside the source range."""
+    risk: RiskFlag = field(default="state", init=False)
+    """Several are compared: --risks."""
     phase: Literal["source", "adapted"] = "source"
-    """source: what the source phase left, zero-shot; adapted: after the run's target episodes."""
+    """source: what the source phase left; adapted: what the run's target episodes have made of it."""
+    after: int = 0
+    """Few-shot: in every target each caution first learns from so many episodes (--phase source). 0: zero-shot."""
     risks: tuple[RiskFlag, ...] = ("none", "reward", "state")
-    """Cautions that meet the same first states and random numbers; a baseline without a model has none. (--risk is not
-    looked at.)"""
+    """Cautions that meet the same first states and random numbers; a baseline without a model has none."""
     episodes: int = 5
     """Test episodes a target and caution."""
     seed: int = 1000
@@ -282,6 +293,9 @@ class EvaluateConfig(CautionFlags):
     def __post_init__(self) -> None:
         self.check_caution()
         check_range("--episodes", self.episodes, 1)
+        check_range("--after", self.after, 0)
+        if self.after and self.phase == "adapted":
+            raise UserError("--after", self.after, "with --phase source: a run's target episodes are those it was told")
         if not self.risks:
             raise UserError("--risks", "none", RISK_FLAGS)
         check_range("--seed", self.seed, 0, 2**63 - 1)

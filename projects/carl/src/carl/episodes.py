@@ -6,10 +6,11 @@ batch: variants differ by their caution alone, and what one of them does can be 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,18 @@ class Episode:
     def first_catastrophe(self) -> int | None:
         """Steps until the first one, counted from 1; None if there was none."""
         return int(self.catastrophes.argmax()) + 1 if self.catastrophe else None
+
+
+def packed(episode: Episode) -> dict[str, Any]:
+    """An episode as tensors and plain values."""
+    values = {each.name: getattr(episode, each.name) for each in dataclasses.fields(Episode)}
+    return {k: torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for k, v in values.items()}
+
+
+def unpacked(values: Mapping[str, Any]) -> Episode:
+    """The inverse of `packed`."""
+    plain: dict[str, Any] = {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+    return Episode(**plain)
 
 
 def make_env(name: str, **options: Any) -> SafetyEnv:
@@ -205,6 +218,8 @@ def run_episodes(
         traced: keep votes and disagreement of every plan; costs a simulation more a step.
         options: of the environment.
     """
+    if name == "duckietown":
+        options.setdefault("hit_wall_observation", setting.hit_wall_observation)
     running: dict[int, _Running] = {}
     for place, start in enumerate(starts):
         env = make_env(name, **options)

@@ -64,7 +64,8 @@ def cells_of(preset: str) -> list[tuple[str, dict[str, Any], int]]:
         }  # fmt: skip
     for env in ENVS:
         if env != HAND or hand_there():
-            planned |= {f"{method} {env}": {"method": method, "env": env} for method in MODEL_FREE}
+            free = {"env": env, "targets": planned[env]["adapt_targets"]}
+            planned |= {f"{method} {env}": {"method": method, **free} for method in MODEL_FREE}
     return [(name, fields, seed) for seed in range(5) for name, fields in planned.items()]
 
 
@@ -105,10 +106,10 @@ class CarlStudy(Study):
 
         device = str(choose_device(config.device))
         if "method" in cell.settings:
-            return model_free(config.scale, device, cell.seed, **cell.settings)
+            return model_free(config.scale, device, cell.seed, **cell.settings, scratch=self.scratch)
         if cell.name == "batch":
             return batch_cost(config.scale, device, **cell.settings)
-        return experiment(config.scale, device, cell.seed, **cell.settings)
+        return experiment(config.scale, device, cell.seed, **cell.settings, scratch=self.scratch)
 
     def quantities(self) -> Mapping[str, Callable[[Outcomes], Sequence[float]]]:
         found: dict[str, Callable[[Outcomes], Sequence[float]]] = {
@@ -214,17 +215,22 @@ def catastrophes(outcomes: Outcomes, variant: str, target: float) -> list[float]
     return [float(sum(log["catastrophes"])) for log in adapted(outcomes, "cartpole", variant, target)]
 
 
+def at_usual_target(outcomes: Outcomes, method: str) -> list[Mapping[str, Any]]:
+    """Cartpole at 1 m: the way of a baseline that learns no model, one a seed."""
+    return [log for each in outcomes.raw(f"{method} cartpole") for log in each["adaptation"] if log["target"] == 1.0]
+
+
 def safer_than(outcomes: Outcomes, method: str) -> list[float]:
     """Cartpole at its usual target: catastrophes of a baseline that learns no model less those of CARL (State), mean
     over seeds."""
-    theirs = [float(sum(each["catastrophes"])) for each in outcomes.raw(f"{method} cartpole")]
+    theirs = [float(sum(log["catastrophes"])) for log in at_usual_target(outcomes, method)]
     return [statistics.fmean(theirs) - statistics.fmean(catastrophes(outcomes, "carl-state", 1.0))]
 
 
 def better_than(outcomes: Outcomes, method: str) -> list[float]:
     """Cartpole at its usual target: highest return of CARL (State) less that of a baseline that learns no model, means
     over seeds."""
-    theirs = [max(each["returns"]) for each in outcomes.raw(f"{method} cartpole")]
+    theirs = [max(log["returns"]) for log in at_usual_target(outcomes, method)]
     return [statistics.fmean(max_return(outcomes, "carl-state", 1.0)) - statistics.fmean(theirs)]
 
 
@@ -392,17 +398,19 @@ def zero_shot_rows(outcomes: Outcomes, env: str) -> Table:
 
 
 def model_free_rows(outcomes: Outcomes, names: Sequence[str]) -> Table:
-    """A row a baseline and environment: means over seeds."""
+    """A row a baseline, environment and target: means over seeds."""
     rows = []
     for name in names:
         found = outcomes.raw(name)
-        rows.append(
-            [name, statistics.fmean(each["source_return"] for each in found),
-             statistics.fmean(each["returns"][0] for each in found),
-             statistics.fmean(max(each["returns"]) for each in found),
-             statistics.fmean(sum(each["catastrophes"]) for each in found)]
-        )  # fmt: skip
-    return ("baseline", "source return", "first return", "highest return", "catastrophes"), rows
+        for place, first in enumerate(found[0]["adaptation"]):
+            logs = [each["adaptation"][place] for each in found]
+            rows.append(
+                [name, f"{first['target']:g}", statistics.fmean(each["source_return"] for each in found),
+                 statistics.fmean(log["returns"][0] for log in logs),
+                 statistics.fmean(max(log["returns"]) for log in logs),
+                 statistics.fmean(sum(log["catastrophes"]) for log in logs)]
+            )  # fmt: skip
+    return ("baseline", "target", "source return", "first return", "highest return", "catastrophes"), rows
 
 
 def head_rows(outcomes: Outcomes) -> Table:

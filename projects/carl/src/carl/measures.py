@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,14 @@ from carl.catastrophe import LOSSES
 from carl.commands import by_lead_time, described_risk, head_quality
 from carl.episodes import Episode, Start, context_of, planner_of
 from carl.experiments import BETAS, GAMMAS, SCALES, VARIANTS, ZERO_SHOT
+from carl.kept import Kept
 from carl.learner import Learner
 from carl.noise import Streams
 from carl.pretraining import Iteration, fresh_fit, make_learners, pretrain
 from carl.risk import Risk
 from carl.settings import SETTINGS, Setting
 from carl.task import PlanningTask, task_of
+from carl.train import SOURCE_FILE
 
 CAUTIONS = {
     "mb-finetune": Risk("none"), "mb-frozen": Risk("none"), "pets-scratch": Risk("none"),
@@ -44,6 +48,7 @@ def experiment(
     variants: Sequence[str] = VARIANTS,
     head: bool = False,
     ablations: bool = False,
+    scratch: Path | None = None,
 ) -> dict[str, Any]:
     """Source phase, adaptation of every variant, zero-shot episodes. JSON values; `seeds` holds one mapping a seed.
 
@@ -54,10 +59,12 @@ def experiment(
         adapt_targets: of adaptation; default: the first alone.
         variants: that adapt.
         head: also train the catastrophe head afresh with every loss. ablations: also vary beta, gamma and lambda.
+        scratch: folder in which all phases are kept after every iteration, and gone on with.
     """
+    kept = Kept(scratch)
     setting, task = SETTINGS[preset][env], task_of(env)
     numbers = [seed + number for number in range(seeds)]
-    learners, log = pretrain(env, setting, numbers, device)
+    learners, log = pretrain(env, setting, numbers, device, kept=kept)
     targets, adapt_targets = targets or setting.targets[:1], adapt_targets or setting.targets[:1]
     branches: list[Branch] = []
     for (number, learner), variant, target in itertools.product(
@@ -65,7 +72,7 @@ def experiment(
     ):
         if possible(variant, learner):
             branches.append(variant_of(variant, learner, env, setting, target, number, device))
-    logs = adapt(branches, env, task, setting)
+    logs = adapt(branches, env, task, setting, kept=kept)
     tried = zero_shot_episodes(learners, numbers, env, task, setting, targets, zero_shot)
     found = []
     for place, (number, learner) in enumerate(zip(numbers, learners, strict=True)):
@@ -87,7 +94,7 @@ def experiment(
         if env == "duckietown":
             values["paths"] = {v: [path_of(e) for e in some[:6]] for (v, _), some in mine.items()}
         if ablations:
-            values["ablations"] = ablated(learner, number, env, task, setting)
+            values["ablations"] = ablated(learner, number, env, task, setting, kept)
         found.append(values)
     return {"seeds": found, "source_plan_ms": plan_ms([episode for row in log for episode in row[0].episodes])}
 
@@ -211,7 +218,9 @@ def receiver(probability: np.ndarray, happened: np.ndarray) -> dict[str, list[fl
     return {"false": grid.tolist(), "found": np.interp(grid, false, found).round(4).tolist()}
 
 
-def ablated(learner: Learner, seed: int, env: str, task: PlanningTask, setting: Setting) -> list[dict[str, Any]]:
+def ablated(
+    learner: Learner, seed: int, env: str, task: PlanningTask, setting: Setting, kept: Kept | None = None
+) -> list[dict[str, Any]]:
     """Adaptation at every target under other gammas, betas and lambdas, planned side by side."""
     risks = [Risk("reward", gamma) for gamma in GAMMAS]
     risks += [Risk("state", beta=beta) for beta in BETAS]
@@ -220,28 +229,58 @@ def ablated(learner: Learner, seed: int, env: str, task: PlanningTask, setting: 
         branch(learner, risk, target, seed, described_risk(risk))
         for risk, target in itertools.product(risks, setting.targets)
     ]
-    logs = adapt(branches, env, task, setting, test_episodes=0)
+    logs = adapt(branches, env, task, setting, test_episodes=0, kept=kept, part=f"ablations-{seed}")
     return [
         {**adaptation_outline(each, log), "caution": each.label, "risk": dataclasses.asdict(each.risk)}
         for each, log in zip(branches, logs, strict=True)
     ]
 
 
-def model_free(preset: str, device: str, seed: int, *, method: str, env: str) -> dict[str, Any]:
-    """A baseline that learns no model: source phase and adaptation, as `carl train` does it."""
-    from carl.config import TrainConfig
-    from carl.model_free import ModelFree
-    from shared.loop import Loop
+def model_free(
+    preset: str,
+    device: str,
+    seed: int,
+    *,
+    method: str,
+    env: str,
+    targets: Sequence[float] = (),
+    scratch: Path | None = None,
+) -> dict[str, Any]:
+    """A baseline that learns no model: source phase and adaptation, as `carl train` does it.
 
-    config = TrainConfig(preset=preset, method=method, env=env, seed=seed, device=device, quiet=True)  # pyright: ignore
-    task = ModelFree(config)
-    summary = Loop(task, config, "carl", folder=False).run()
-    log = task.logs[0]
+    Args:
+        targets: to adapt to after one source phase; default: the environment's first alone.
+        scratch: folder in which the run is kept, and gone on with.
+    """
+    from carl.config import TrainConfig
+    from carl.model_free import ModelFree, load_policies
+    from shared.loop import Loop, cell_loop
+
+    first, *others = targets or SETTINGS[preset][env].targets[:1]
+    config = TrainConfig(
+        preset=preset, method=method, env=env, seed=seed, device=device, target=first, quiet=True  # pyright: ignore
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as made:
+        loop = cell_loop(ModelFree(config), config, "carl", scratch or Path(made))
+        summary = loop.run()
+        logs = {first: loop.task.logs[0]}  # pyright: ignore
+        for target in others:
+            again = ModelFree(dataclasses.replace(config, target=target))
+            again.start(Loop(again, again.config, "carl", folder=False))
+            assert loop.folder is not None
+            load_policies(loop.folder.path / SOURCE_FILE, config, again.agents)
+            logs[target] = again.adapt(again.agents)[0]
     return {
         "source_return": summary["metrics"]["source_return_last_3"],
-        "returns": [episode.reward for episode in log.adaptation],
-        "catastrophes": [int(episode.catastrophe) for episode in log.adaptation],
-        "test_catastrophes": log.test_catastrophes(),
+        "adaptation": [
+            {
+                "target": target,
+                "returns": [episode.reward for episode in log.adaptation],
+                "catastrophes": [int(episode.catastrophe) for episode in log.adaptation],
+                "test_catastrophes": log.test_catastrophes(),
+            }
+            for target, log in logs.items()
+        ],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from carl.adaptation import Branch, Log, is_test_point
+from carl.adaptation import Branch, Log, is_test_point, packed_logs, unpacked_logs
 from carl.config import TrainConfig
 from carl.episodes import Episode
 from carl.figures import adaptation, source_curve
@@ -27,10 +28,8 @@ from carl.train import (
     TARGET_COLUMNS,
     account,
     described,
-    packed,
     sources_of,
     target_rows,
-    unpacked,
 )
 from shared.checkpoint import load_plain, save_atomically
 from shared.cli import print_table
@@ -125,6 +124,14 @@ class ModelFree(Task):
             self._test(agent, seed, log, self.setting.adapt_iterations)
         return {**described(log.adaptation[-self.setting.episodes :]), **losses}
 
+    def adapt(self, agents: Sequence[Agent]) -> list[Log]:
+        """The target phase alone, of agents whose source phase is over: the logs, one a seed. Call `start` before."""
+        self.agents = list(agents)
+        for iteration in range(self.setting.adapt_iterations):
+            for place, (agent, seed) in enumerate(zip(self.agents, self.seeds, strict=True)):
+                self._target_step(agent, seed, place, iteration)
+        return self.logs
+
     def _target_paths(self, agent: Agent, seed: int, kind: str, iteration: int, episodes: int) -> Paths:
         """Target episodes that begin where those of `run_branches` do: all methods meet the same first states."""
         starts = [mixed(seed, kind, iteration, number) for number in range(episodes)]
@@ -181,6 +188,19 @@ def save_policies(path: Path, config: TrainConfig, agents: Sequence[Agent]) -> N
     save_atomically({"member": MEMBER, "env": config.env, "method": config.method, "agents": states}, path)
 
 
+def load_policies(path: Path, config: TrainConfig, agents: Sequence[Agent]) -> None:
+    """Put what a source phase left into agents.
+
+    Raises:
+        UserError: no such file, or one of another method.
+    """
+    found = load_plain(path, "source phase", f"{SOURCE_FILE} of a run whose source phase is over")
+    if not isinstance(found, dict) or found.get("member") != MEMBER or found.get("method") != config.method:
+        raise UserError("source phase", path, f"a file written by `carl train` for {config.method}")
+    for agent, state in zip(agents, found["agents"], strict=True):
+        agent.load_state_dict(state)
+
+
 def open_policies(folder: Path, phase: Literal["source", "adapted"], device: str) -> tuple[TrainConfig, list[Agent]]:
     """A run's config and its agents, one a seed: as the source phase left them, or as they are now.
 
@@ -192,16 +212,25 @@ def open_policies(folder: Path, phase: Literal["source", "adapted"], device: str
     loop = Loop(task, task.config, MEMBER, folder=False)
     task.start(loop)
     if phase == "source":
-        found = load_plain(folder / SOURCE_FILE, "source phase", f"{SOURCE_FILE} of a run whose source phase is over")
-        if not isinstance(found, dict) or found.get("member") != MEMBER or found.get("method") != config.method:
-            raise UserError("source phase", folder / SOURCE_FILE, f"a file written by `carl train` for {config.method}")
-        for agent, state in zip(task.agents, found["agents"], strict=True):
-            agent.load_state_dict(state)
+        load_policies(folder / SOURCE_FILE, config, task.agents)
         return config, task.agents
     load_checkpoint(folder, task, MEMBER, "newest")
     if not task.logs[0].adaptation:
         raise UserError("--phase", phase, "source: the run has not reached its target yet")
     return config, task.agents
+
+
+def learned_in(config: TrainConfig, agents: Sequence[Agent], target: float, iterations: int) -> list[Agent]:
+    """What so many target iterations make of agents, which stay as they are."""
+    if not iterations:
+        return list(agents)
+    own = dataclasses.replace(
+        config, target=target, adapt_iterations=iterations, tests=0, in_distribution=True, resume=None, quiet=True
+    )
+    task = ModelFree(own)
+    task.start(Loop(task, own, MEMBER, folder=False))
+    task.adapt([copy.deepcopy(agent) for agent in agents])
+    return task.agents
 
 
 def greedy_episodes(agent: Agent, config: TrainConfig, target: float, starts: Sequence[int]) -> list[Episode]:
@@ -225,8 +254,7 @@ class _State:
         return {
             "agents": [agent.state_dict() for agent in task.agents],
             "returns": [list(each) for each in task.returns],
-            "adaptation": [[packed(e) for e in log.adaptation] for log in task.logs],
-            "tests": [{str(i): [packed(e) for e in some] for i, some in log.tests.items()} for log in task.logs],
+            "logs": packed_logs(task.logs),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -234,6 +262,4 @@ class _State:
         for agent, saved in zip(task.agents, state["agents"], strict=True):
             agent.load_state_dict(saved)
         task.returns = [list(each) for each in state["returns"]]
-        adaptation_of: list[list[Episode]] = [[unpacked(e) for e in some] for some in state["adaptation"]]
-        tests = [{int(i): [unpacked(e) for e in some] for i, some in each.items()} for each in state["tests"]]
-        task.logs = [Log(some, each) for some, each in zip(adaptation_of, tests, strict=True)]
+        task.logs = unpacked_logs(state["logs"])

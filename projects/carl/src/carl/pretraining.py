@@ -13,7 +13,8 @@ import numpy as np
 
 from carl.catastrophe import LossName
 from carl.domains import DomainDistribution
-from carl.episodes import Episode, Start, run_episodes
+from carl.episodes import Episode, Start, packed, run_episodes, unpacked
+from carl.kept import Kept
 from carl.learner import Learner
 from carl.noise import mixed
 from carl.registry import NAMES
@@ -111,13 +112,33 @@ def pretrain(
     device: str = "cpu",
     loss: LossName = "scaled",
     sources: DomainDistribution | None = None,
+    kept: Kept | None = None,
+    head: bool = True,
 ) -> tuple[list[Learner], list[list[Iteration]]]:
     """The whole source phase of one learner a seed, planned side by side.
 
+    Args:
+        name, setting, seeds, device, loss, sources, head: the experiment.
+        kept: where it is saved after every iteration, and gone on with.
+
     Returns: the learners, and their iterations, [iteration][learner].
     """
-    learners = make_learners(name, setting, seeds, device, loss)
-    log = [source_iteration(learners, seeds, name, setting, i, sources) for i in range(setting.source_iterations)]
+    kept, log = kept or Kept(), []
+    learners = make_learners(name, setting, seeds, device, loss, head)
+    if (state := kept.load("source")) is not None:
+        for learner, saved in zip(learners, state["learners"], strict=True):
+            learner.load_state_dict(saved)
+        log = [
+            [Iteration([unpacked(e) for e in each["episodes"]], each["errors"], each["fit"]) for each in row]
+            for row in state["log"]
+        ]
+    for iteration in range(len(log), setting.source_iterations):
+        log.append(source_iteration(learners, seeds, name, setting, iteration, sources))
+        rows = [
+            [{"episodes": [packed(e) for e in i.episodes], "errors": i.errors, "fit": i.fit} for i in row]
+            for row in log
+        ]
+        kept.save("source", {"learners": [learner.state_dict() for learner in learners], "log": rows})
     return learners, log
 
 

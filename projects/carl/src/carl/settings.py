@@ -38,6 +38,8 @@ class Setting:
         penalty: lambda, cost of a predicted catastrophic step.
         compile: plan by a compiled simulation.
         untrained_head: let a head vote that never met a catastrophe, with a warning: for runs too short to meet one.
+        hit_wall_observation: duckietown: what is seen of the step that hits a wall, the pose that was `attempted` or
+            the one `reverted` to.
         after_catastrophe: a source episode ends so many steps after its first catastrophe; None: it goes on.
         targets: domains to adapt to, the usual one first.
 
@@ -78,6 +80,7 @@ class Setting:
     penalty: float = 1e4
     compile: bool = False
     untrained_head: bool = False
+    hit_wall_observation: Literal["attempted", "reverted"] = "attempted"
 
     def __post_init__(self) -> None:
         for flag, value in (

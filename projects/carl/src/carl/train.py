@@ -9,10 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from carl.adaptation import Branch, Log, adapt_iteration, branch, is_test_point, take_tests
+from carl.adaptation import (
+    Branch,
+    Log,
+    adapt_iteration,
+    branch,
+    is_test_point,
+    packed_logs,
+    take_tests,
+    unpacked_logs,
+)
 from carl.config import MODEL_FREE, TrainConfig
 from carl.domains import DomainDistribution
 from carl.episodes import Episode
@@ -77,6 +83,10 @@ class CautiousAdaptation(Task):
         device, loss = str(loop.device), self.config.catastrophe_loss
         head = self.config.with_head()
         self.learners = make_learners(self.config.env, self.setting, self.seeds, device, loss, head)
+        # Beside a run that looks for catastrophes, what its baselines branch off where sources are to be separate.
+        self.headless: list[Learner] = []
+        if self.config.separate_sources and head and {"mb-finetune", "mb-frozen"} & set(self.config.against):
+            self.headless = make_learners(self.config.env, self.setting, self.seeds, device, loss, head=False)
         self.branches: list[Branch] = []  # the run's own, one a seed, then those of --against
         self.logs: list[Log] = []
         self.source: list[list[tuple[float, int]]] = []  # [iteration][seed]: mean return, catastrophes
@@ -88,7 +98,9 @@ class CautiousAdaptation(Task):
         return self._source_step(self.loop.step) if iteration < 0 else self._target_step(iteration)
 
     def _source_step(self, iteration: int) -> dict[str, float]:
-        done = source_iteration(self.learners, self.seeds, self.config.env, self.setting, iteration, self.sources)
+        learners, seeds = [*self.learners, *self.headless], self.seeds * (2 if self.headless else 1)
+        done = source_iteration(learners, seeds, self.config.env, self.setting, iteration, self.sources)
+        done = done[: len(self.learners)]
         episodes = [episode for each in done for episode in each.episodes]
         self.source.append([(each.reward, each.catastrophes) for each in done])
         if iteration == self.config.source_steps() - 1 and self.folder is not None:
@@ -134,7 +146,7 @@ class CautiousAdaptation(Task):
                 for learner, seed in zip(self.learners, self.seeds, strict=True)
             ]
         for name in config.against if config.method == "carl" else ():
-            for learner, seed in zip(self.learners, self.seeds, strict=True):
+            for learner, seed in zip(self.headless or self.learners, self.seeds, strict=True):
                 if name == "pets-scratch":
                     device, loss = str(self.loop.device), config.catastrophe_loss
                     fresh = make_learners(config.env, self.setting, [seed], device, loss)[0]
@@ -180,20 +192,17 @@ class _RunState:
         task = self.task
         return {
             "learners": [learner.state_dict() for learner in task.learners],
+            "headless": [learner.state_dict() for learner in task.headless],
             "source": [[list(entry) for entry in row] for row in task.source],
             "branches": [each.learner.state_dict() for each in task.branches],
-            "logs": [
-                {
-                    "adaptation": [packed(episode) for episode in log.adaptation],
-                    "tests": {str(i): [packed(e) for e in episodes] for i, episodes in log.tests.items()},
-                }
-                for log in task.logs
-            ],
+            "logs": packed_logs(task.logs),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         task = self.task
-        for learner, saved in zip(task.learners, state["learners"], strict=True):
+        for learner, saved in zip(
+            [*task.learners, *task.headless], [*state["learners"], *state["headless"]], strict=True
+        ):
             learner.load_state_dict(saved)
         task.source = [[(float(reward), int(count)) for reward, count in row] for row in state["source"]]
         task.branches, task.logs = [], []
@@ -201,25 +210,7 @@ class _RunState:
             task._branch()
             for each, saved in zip(task.branches, state["branches"], strict=True):
                 each.learner.load_state_dict(saved)
-            task.logs = [
-                Log(
-                    [unpacked(episode) for episode in log["adaptation"]],
-                    {int(i): [unpacked(e) for e in episodes] for i, episodes in log["tests"].items()},
-                )
-                for log in state["logs"]
-            ]
-
-
-def packed(episode: Episode) -> dict[str, Any]:
-    """An episode as tensors and plain values."""
-    values = {each.name: getattr(episode, each.name) for each in dataclasses.fields(Episode)}
-    return {k: torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for k, v in values.items()}
-
-
-def unpacked(values: Mapping[str, Any]) -> Episode:
-    """The inverse of `packed`."""
-    plain: dict[str, Any] = {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
-    return Episode(**plain)
+            task.logs = unpacked_logs(state["logs"])
 
 
 def described(episodes: Sequence[Episode]) -> dict[str, float]:
