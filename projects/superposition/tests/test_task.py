@@ -22,7 +22,7 @@ from superposition.kinds import KINDS
 from superposition.metrics import backward_transfer, forgetting, off_diagonal, select_context, spread
 from superposition.nets import Superposed, count_parameters
 from superposition.norm import PerTaskBatchNorm2d
-from superposition.task import Spec, StreamTask
+from superposition.task import Record, Spec, StreamTask
 from superposition.train import measure, open_run, resolved, train
 
 SMALL = replace(TRAIN_PRESETS["smoke"], device="cpu", quiet=True, period=40, width=32, eval_every=40)
@@ -102,7 +102,7 @@ def test_a_key_that_was_not_reached_is_untrained_though_its_task_was_seen() -> N
     """Contexts held for 10 of a task's 40 steps: task 1's key is that of its middle, which step 50 does not reach."""
     fields = {"tasks": 4, "schedule": "period", "context_every": 10, "contexts": 16}
     task = ran(steps=50, **fields)
-    assert 1 in task._seen
+    assert 1 in task.record.seen
     assert task.key(1) == 6
     assert [row[0] is None for row in task.key_matrix()] == [False, True, True, True]
     assert task.final()["untrained"] == 3
@@ -112,13 +112,31 @@ def test_a_key_that_was_not_reached_is_untrained_though_its_task_was_seen() -> N
 
 def test_real_contexts_are_compared_and_kept_in_checkpoints() -> None:
     task = ran(kind="power", schedule="continuous", context_rate=0.25, tasks=2, period=40)
-    assert 0.25 in task._used
+    assert 0.25 in task.record.used
     assert 0 < task.final()["context_cosine"] < 1
-    task.state()
-    assert task.record.used[:3] == [0, 0.25, 0.5]
-    task._used = set()
-    task.restored()
-    assert 0.25 in task._used
+    assert task.record.state_dict()["used"][:3] == [0, 0.25, 0.5]
+    other = Record()
+    other.load_state_dict(task.record.state_dict())
+    assert other.used == task.record.used
+
+
+def test_a_killed_cell_goes_on_to_what_it_would_have_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = measure(SMALL)
+    step, calls = StreamTask.step, []
+
+    def mortal(self: StreamTask, batch: Any) -> Any:
+        calls.append(self.loop.step)
+        if len(calls) == 60:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    monkeypatch.setattr(StreamTask, "step", mortal)
+    with pytest.raises(KeyboardInterrupt):
+        measure(SMALL, scratch=tmp_path)
+    again = measure(SMALL, scratch=tmp_path)
+    assert calls[60] == 40  # the last evaluation, and the checkpoint with it
+    clocks = ("train_seconds",)
+    assert {k: v for k, v in again.items() if k not in clocks} == {k: v for k, v in whole.items() if k not in clocks}
 
 
 def test_values_are_spread_evenly() -> None:

@@ -308,7 +308,7 @@ class SuperpositionStudy(Study):
 
         flags = {"seed": cell.seed, "device": config.device, "quiet": True, "preset": config.scale}
         fields = {**cell.settings, **flags, "data_root": config.data_root}
-        return measure(from_json(TrainConfig, fields), select=cell.name == "permute10 binary")
+        return measure(from_json(TrainConfig, fields), cell.name == "permute10 binary", self.scratch)
 
     def quantities(self) -> Mapping[str, Callable[[Outcomes], Sequence[float]]]:
         found: dict[str, Callable[[Outcomes], Sequence[float]]] = {

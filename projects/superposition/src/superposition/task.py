@@ -48,8 +48,8 @@ class Record:
 
     Attributes:
         history: [step, accuracy on the first task, on the current one]. ends: accuracy on task j right after it.
-        after: rows of accuracies on all tasks so far, after each (`--matrix`). used, seen: contexts and
-            tasks that were trained.
+        after: rows of accuracies on all tasks so far, after each (`--matrix`). used, seen: contexts (real
+            numbers of `--schedule continuous` too) and tasks that were trained.
         anchor: weights of the contextual layers after the first task.
     """
 
@@ -57,16 +57,17 @@ class Record:
         self.history: list[list[float]] = []
         self.ends: list[float] = []
         self.after: list[list[float]] = []
-        self.used: list[float] = []
-        self.seen: list[int] = []
+        self.used: set[float] = set()
+        self.seen: set[int] = set()
         self.anchor: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return {**vars(self), "used": sorted(self.used), "seen": sorted(self.seen)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name in vars(self):
             setattr(self, name, state[name])
+        self.used, self.seen = set(self.used), set(self.seen)
 
 
 class StreamTask(Task):
@@ -85,8 +86,6 @@ class StreamTask(Task):
         self.trained, self.prepared = loop.prepare(self.network, self.optimizer)
         self.regulariser = self._make_regulariser()
         self.record = Record()
-        self._used: set[float] = set()  # contexts, real numbers of --schedule continuous too
-        self._seen: set[int] = set()  # tasks
         self._tests: dict[int, tuple[Tensor, Tensor]] = {}
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -111,7 +110,6 @@ class StreamTask(Task):
         return Regulariser(self.network)
 
     def state(self) -> Mapping[str, Any]:
-        self.record.used, self.record.seen = sorted(self._used), sorted(self._seen)
         return {
             "spec": Spec(model_spec(self.config)), "network": self.network, "optimizer": self.optimizer,
             "baseline": self.regulariser, "record": self.record,
@@ -131,9 +129,9 @@ class StreamTask(Task):
         if not self.network.training:
             self.network.train()
         j = self.task_of(t)
-        self._seen.add(j)
+        self.record.seen.add(j)
         assert not isinstance(k, Tensor)
-        self._used.add(k)
+        self.record.used.add(k)
         watched = (t + 1) % self.config.log_every == 0
         before = [p.detach().clone() for p in self.network.parameters()] if watched else []
         metrics = self.loop.update((x, y), self._loss, self.prepared, observe=self.regulariser.gradient)
@@ -197,7 +195,7 @@ class StreamTask(Task):
 
     def was_trained(self, j: int) -> bool:
         """Whether task j was seen, and its key used: a task may have been begun and its key not yet reached."""
-        return j in self._seen and self.key(j) in self._used
+        return j in self.record.seen and self.key(j) in self.record.used
 
     def on_task(self, j: int, k: Index | None = None) -> float:
         """Accuracy on task j, under its own context unless another is given."""
@@ -284,7 +282,7 @@ class StreamTask(Task):
                 metrics["forgetting"] = forgetting(self.record.after)
                 metrics["backward_transfer"] = backward_transfer(self.record.after)
         if isinstance(self.network, Superposed) and self.config.active_kind != "none" and self.config.limit != 1:
-            ks = spread(sorted(self._used), COMPARED)
+            ks = spread(sorted(self.record.used), COMPARED)
             cosines = [family.collisions(ks) for family in self.network.families()]
             metrics["context_cosine"] = sum(cosines) / len(cosines)
         return metrics
@@ -313,10 +311,6 @@ class StreamTask(Task):
         if not count:
             raise UserError("--select-batch", batch, "at most the size of the test set")
         return right / count
-
-    def restored(self) -> None:
-        """After a checkpoint was loaded: take up what was trained."""
-        self._used, self._seen = set(self.record.used), set(self.record.seen)
 
     def trained_key(self, k: float) -> int | None:
         """The task that was learned under context k; None where there is none."""

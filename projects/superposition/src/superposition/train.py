@@ -11,7 +11,7 @@ from shared.checkpoint import load_plain, save_atomically
 from shared.cli import override, print_table
 from shared.config import RunFailed, UserError, from_json, to_json
 from shared.image_names import fingerprint
-from shared.loop import Loop, load_checkpoint
+from shared.loop import Loop, cell_loop, load_checkpoint
 from shared.run import RunFolder, saved_config, write_json
 from superposition.build import root_of
 from superposition.config import TrainConfig
@@ -21,6 +21,7 @@ from superposition.task import StreamTask
 
 MEMBER = "superposition"
 MATRIX_FILE = "matrix.json"
+MATRIX_TASKS = 20  # in `reproduce` and `sweep`: of more tasks all keys on all tasks would cost as much as the training
 PLACES = {"out", "resume", "data_root", "device", "quiet", "force"}  # of one machine, and not part of a model
 
 
@@ -50,7 +51,6 @@ class _Data:
     def load_state_dict(self, state: dict[str, str]) -> None:
         if state != self.state_dict():
             raise UserError("--data-root", root_of(self.task.config), "the data that the run was begun with")
-        self.task.restored()
 
 
 def train(config: TrainConfig) -> int:
@@ -124,17 +124,18 @@ def open_run(folder: Path, device: str = "auto", root: Path | None = None) -> tu
     return task, step
 
 
-def measure(config: TrainConfig, select: bool = False) -> dict[str, Any]:
-    """Train without a folder and return what claims ask for; for the cells of `reproduce` and `sweep`."""
+def measure(config: TrainConfig, select: bool = False, scratch: Path | None = None) -> dict[str, Any]:
+    """Train without a folder and return what claims ask for; for the cells of `reproduce` and `sweep`.
+
+    Args:
+        config: the run. select: also guess keys. scratch: folder in which the run is kept, and gone on with.
+    """
     task = StreamTask(dataclasses.replace(resolved(config), quiet=True))
-    loop = Loop(task, task.config, MEMBER, folder=False)
-    summary = loop.run()
+    summary = cell_loop(task, task.config, MEMBER, scratch).run()
     values: dict[str, Any] = {**summary["metrics"], "history": task.record.history, "ends": task.record.ends}
     values |= {"parameters": count_parameters(task.network), "train_seconds": summary["seconds"]}
     values["tasks"] = [task.on_task(j) for j in task.shown()]
-    if (
-        config.method == "psp" and len(task.shown()) == task.stream.tasks
-    ):  # of a sample of tasks it costs and says little
+    if config.method == "psp" and task.stream.tasks <= MATRIX_TASKS:
         matrix = task.key_matrix()
         values["matrix"] = matrix
         wrong = task.wrong_context(matrix)
