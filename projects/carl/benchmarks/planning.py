@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,9 @@ def raced(
     for count in (1, 8, 9):
         act = ready_planner(learners[:count], task, setting)
         contestants[f"ours, {count}"] = lambda act=act: act(0)
+    if python is not None:
+        compiled = ready_planner(learners[:1], task, replace(setting, compile=True))
+        contestants["ours, compiled"] = lambda: compiled(0)
     sizes = {
         "layers": len(setting.hidden), "width": setting.hidden[0], "nets": setting.nets, "horizon": setting.horizon,
         "particles": setting.particles, "candidates": setting.candidates, "elites": setting.elites,
@@ -171,6 +175,7 @@ def raced(
         one, eight = ratio(times, "ours, 1", "mbrl-lib"), ratio(times, "ours, 8", "mbrl-lib") / 8
         comparisons += [
             (f"one problem, against mbrl-lib (torch {peer.torch})", "ours, 1", 1, one, REQUIRED_ONE),
+            ("the same by --compile", "ours, compiled", 1, ratio(times, "ours, compiled", "mbrl-lib"), REQUIRED_ONE),
             ("a batch of 8, a problem, against mbrl-lib", "ours, 8", 8, eight, REQUIRED_EIGHT),
         ]
         print(f"{threads} threads: mbrl-lib {statistics.median(times['mbrl-lib']):.1f} ms")
