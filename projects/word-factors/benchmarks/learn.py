@@ -4,8 +4,10 @@
 
 Same vectors, same penalty, non-negative codes, batches of 256 in one order, dictionary started from the same words,
 three epochs of each. Ours learns as `train --update online --inference exact` does. The goal is half a percent above
-the higher of the two energies at the end, codes found by the same exact solver; what counts is the training time at
-which each is first seen there. Required: three times as fast.
+the highest of the energies at the end, codes found by the same exact solver; what counts is the training time at
+which each is first seen there. scikit-learn runs twice, on the float32 vectors as anyone would give them and on a
+float64 copy, where the stopping rule of its coordinate descent works. Required: three times as fast as the faster of
+the two.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ def ours(X: Tensor, start: Tensor, order: NDArray[np.int64]) -> Iterator[tuple[f
     """(seconds of training so far, dictionary) after every batch."""
     phi, online, spent = start.clone(), OnlineUpdate(X.shape[0], start.shape[1], 0.97), 0.0
     weight = torch.ones(BATCH)
-    solve(X[:, :8], phi, LAM)  # compiles the solver, once a machine: not part of learning
+    few = X[:, :8]  # compiles the solver and the update, once a machine: not part of learning
+    OnlineUpdate(*phi.shape, 0.97).update(phi, few, solve(few, phi, LAM).alpha, weight[:8])
     for rows in order:
         began = time.perf_counter()
         batch = X[:, torch.from_numpy(rows)]
@@ -52,11 +55,11 @@ def ours(X: Tensor, start: Tensor, order: NDArray[np.int64]) -> Iterator[tuple[f
         yield spent, phi
 
 
-def theirs(x: NDArray[np.float32], start: Tensor, order: NDArray[np.int64]) -> Iterator[tuple[float, Tensor]]:
+def theirs(x: NDArray[np.floating], start: Tensor, order: NDArray[np.int64]) -> Iterator[tuple[float, Tensor]]:
     """The same by scikit-learn."""
     model = MiniBatchDictionaryLearning(
         start.shape[1], alpha=LAM, batch_size=BATCH, fit_algorithm="cd", transform_algorithm="lasso_cd",
-        positive_code=True, dict_init=start.T.numpy().copy(), random_state=0,
+        positive_code=True, dict_init=start.T.numpy().astype(x.dtype), random_state=0,
     )  # fmt: skip
     spent = 0.0
     for rows in order:
@@ -87,9 +90,13 @@ def main() -> int:
     order = np.concatenate([rng.permutation(len(x))[:whole].reshape(-1, BATCH) for _ in range(epochs)])
     print(f"{len(x):,} words of {x.shape[1]} dimensions, {K} factors, batches of {BATCH}")
     print(conditions())
-    laps = {"ours": list(ours(X, start, order)), "scikit-learn": list(theirs(x, start, order))}
+    laps = {
+        "ours": list(ours(X, start, order)),
+        "scikit-learn float32": list(theirs(x, start, order)),
+        "scikit-learn float64": list(theirs(x.astype(np.float64), start, order)),
+    }
     ends = {name: mean_energy(X, made[-1][1]) for name, made in laps.items()}
-    goal = 1.005 * max(ends.values())  # what both reach
+    goal = 1.005 * max(ends.values())  # what all reach
     first: dict[str, tuple[int, float, float]] = {}
     for name, made in laps.items():
         for number, (seconds, phi) in enumerate(made, 1):
@@ -97,19 +104,20 @@ def main() -> int:
                 first[name] = number, seconds, energy_now
                 break
         print(f"{name}: energy {first[name][2]:.4f} after {first[name][0]} batches, {first[name][1]:.1f} s")
-    (_, slow, _), (_, fast, _) = first["scikit-learn"], first["ours"]
     print(f"the goal is an energy of {goal:.4f}; at the end {', '.join(f'{n} {e:.4f}' for n, e in ends.items())}")
-    ratio = slow / fast
+    ratios = {name: first[name][1] / first["ours"][1] for name in laps}
+    ratio = min(ratios[name] for name in laps if name != "ours")
     met = ratio >= REQUIRED
     print(f"{ratio:.1f} times as fast (required {REQUIRED:g}: {'met' if met else 'missed'})")
-    columns = ("contestant", "batches", "energy", "seconds", "times as fast", "required")
+    columns = ("contestant", "batches", "energy", "seconds", "ours is so many times as fast", "required")
     rows = [
-        (name, first[key][0], f"{first[key][2]:.4f}", f"{first[key][1]:.1f}", times, required)
-        for name, key, times, required in (
-            ("scikit-learn MiniBatchDictionaryLearning", "scikit-learn", "", ""),
-            ("ours, online update on exact codes", "ours", f"{ratio:.1f}", f"{REQUIRED:g}"),
+        (
+            "ours, online update on exact codes" if name == "ours" else f"{name}, MiniBatchDictionaryLearning",
+            batches, f"{reached:.4f}", f"{seconds:.1f}", "" if name == "ours" else f"{ratios[name]:.1f}",
+            "" if name == "ours" else f"{REQUIRED:g}",
         )
-    ]
+        for name, (batches, seconds, reached) in first.items()
+    ]  # fmt: skip
     what = "real" if path is not None else "planted"
     verdict = "met" if met else "missed"
     title = f"A dictionary of {K} factors on {len(x):,} words ({what} vectors), to the same energy: {verdict}"

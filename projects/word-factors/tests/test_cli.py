@@ -263,6 +263,21 @@ def test_evaluate(runs: list[Path], tmp_path: Path) -> None:
     assert 0 < metrics["energy left over"] < 1
 
 
+def test_coherence_is_not_judged_on_the_text_that_trained_the_vectors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, out = tmp_path / "text.txt", tmp_path / "run"
+    stream = np.random.default_rng(0)
+    text.write_text(" ".join(f"w{n}" for n in stream.zipf(1.5, 6000) if n < 60))
+    flags = ["--dim", "8", "--factors", "10", "--steps", "5", "--device", "cpu", "--quiet"]
+    assert main(["train", "--corpus", str(text), *flags, "--out", str(out)]) == 0
+    assert main(["evaluate", str(out), "--coherence", "--corpus", str(text)]) == 2
+    assert "another text" in capsys.readouterr().err
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text()[::1] + " w1 w2")
+    assert main(["evaluate", str(out), "--coherence", "--corpus", str(other), "--quiet"]) == 0
+
+
 def test_a_stopped_run_can_be_looked_at(vectors: Path, tmp_path: Path) -> None:
     """Without a model file, from its newest checkpoint."""
     run = tmp_path / "run"
@@ -349,7 +364,20 @@ def test_damaged_groups_and_places_that_cannot_be_written_are_told_of(
     (run / "groups.json").write_text('{"model": ')
     assert main(["factors", str(run)]) == 2
     assert "groups.json" in capsys.readouterr().err
+    kept = json.loads((runs[0] / "groups.json").read_text()) if (runs[0] / "groups.json").exists() else None
+    if kept is None:
+        (run / "groups.json").unlink()
+        assert main(["groups", str(run), "--quiet"]) == 0
+        kept = json.loads((run / "groups.json").read_text())
+    (run / "groups.json").write_text(json.dumps({**kept, "labels": kept["labels"][:3]}))
+    assert main(["factors", str(run)]) == 2
+    assert "3 labels" in capsys.readouterr().err
     (run / "groups.json").unlink()
+    assert main(["generate", str(run), "--factors", "3", "3"]) == 2
+    assert "each number once" in capsys.readouterr().err
+    twice = ["--protocol", "named", "--named", "family=1", "family=2"]
+    assert main(["analogy", str(run), *twice]) == 2
+    assert "each section once" in capsys.readouterr().err
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     generate = ["generate", str(run), "--factors", "0", "--force", "--out"]

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from word_factors.dictionary import (
+    BLOCK,
     Averages,
     DeadFactors,
     OnlineUpdate,
     annealed,
     coherence,
+    move_tensors,
     quadratic_update,
     random_dictionary,
     unit_columns,
@@ -97,6 +99,29 @@ def test_online_update_is_the_hand_written_loop() -> None:
             expected[:, j] = u / u.norm()
         phi, _ = update.update(phi, X, alpha, weight)
     torch.testing.assert_close(phi, expected, rtol=0, atol=1e-10)
+
+
+def test_columns_move_in_blocks_as_they_do_one_by_one() -> None:
+    """More columns than a block holds, some unused; compiled, in tensors, and by hand."""
+    generator = torch.Generator().manual_seed(6)
+    d, K, B = 7, 2 * BLOCK + 5, 90
+    phi = random_dictionary(d, K, generator).double()
+    X = torch.randn(d, B, generator=generator, dtype=torch.float64)
+    alpha = torch.rand(K, B, generator=generator, dtype=torch.float64)
+    alpha[[3, BLOCK, K - 1]] = 0
+    update = OnlineUpdate(d, K, 0.9)
+    update.A, update.B = update.A.double(), update.B.double()
+    compiled, _ = update.update(phi, X, alpha, torch.ones(B, dtype=torch.float64))
+    A, C = alpha @ alpha.T / B, X @ alpha.T / B
+    by_hand = phi.clone()
+    for j in range(K):
+        if A[j, j] > 0:
+            u = (C[:, j] - by_hand @ A[:, j]) / A[j, j] + by_hand[:, j]
+            by_hand[:, j] = u / u.norm()
+    torch.testing.assert_close(compiled, by_hand, rtol=0, atol=1e-10)
+    rows = phi.T.contiguous()
+    move_tensors(rows, C.T - A @ rows, A, A.diagonal().tolist(), 0.0, 1e-300)
+    torch.testing.assert_close(rows.T, by_hand, rtol=0, atol=1e-10)
 
 
 def test_online_update_never_raises_its_surrogate_and_leaves_unused_factors() -> None:

@@ -115,8 +115,9 @@ def test_factors_that_recur_across_embeddings_are_counted_and_shown() -> None:
         assert row[1:5] == [10, 10, 10, 10]  # the same factors everywhere, in another order
         assert row[7] < 10  # not so with shuffled words
     _, shown = recurring_rows(outcomes(), names[0], names)
-    assert [row[1] for row in shown] == [4] * 10
-    assert all(row[2] == pytest.approx(1) for row in shown)
+    assert [row[1] for row in shown] == ["best"] * 10 + ["at random"] * 10
+    assert [row[2] for row in shown] == [4] * 20
+    assert all(row[3] == pytest.approx(1) for row in shown)
     _, rows = stable_rows(outcomes(random=True), names)
     assert all(row[4] < 10 for row in rows)
 

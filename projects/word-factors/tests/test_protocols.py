@@ -173,6 +173,12 @@ def test_the_only_strength_zero_makes_every_boost_three_cos_add(planted: tuple[I
             assert fold.correct[rule] == fold.correct["3CosAdd"]
 
 
+def test_random_factors_go_as_far_as_the_chosen_ones(heldout: AnalogyTable) -> None:
+    folds = [fold for section in heldout.sections for fold in section.folds]
+    assert all(fold.gamma["random"] == fold.gamma["boost"] for fold in folds)
+    assert any(fold.gamma["boost"] > 0 for fold in folds)
+
+
 def test_permuting_factors_and_groups_leaves_the_table_unchanged(
     planted: tuple[IndexedTask, Space, Factors], heldout: AnalogyTable
 ) -> None:

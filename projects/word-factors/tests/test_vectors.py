@@ -225,6 +225,23 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         read_vectors(tmp_path / "nothing", quiet=True)
 
 
+@pytest.mark.parametrize("damage", ["cut", "flipped", "no zip", "cut further on"])
+def test_damaged_counts_are_refused(damage: str, toy: Embedding, tmp_path: Path) -> None:
+    path = tmp_path / ("counts.zip" if damage == "no zip" else "counts.gz")
+    whole = gzip.compress("".join(f"word{n} {n + 1}\n" for n in range(5000)).encode())
+    cut = {"cut": whole[:40], "flipped": whole[:12] + bytes(60) + whole[72:], "cut further on": whole[:-4000]}
+    path.write_bytes(cut.get(damage, b"PK\x03\x04junk"))
+    with pytest.raises(UserError) as caught:
+        read_counts(path)
+    assert str(path) in str(caught.value)
+
+
+def test_any_bytes_under_gensims_suffix_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.kv").write_bytes(b"\x80\x04\x95" + np.random.default_rng(0).bytes(200))
+    with pytest.raises(UserError, match="gensim has saved"):
+        read_vectors(tmp_path / "a.kv", quiet=True)
+
+
 def test_a_zip_of_one_text_file_is_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.vec.zip", "w") as archive:
         archive.writestr("a.vec", "2 2\na 1 2\nb 3 4\n")

@@ -128,6 +128,8 @@ def named_sections(config: AnalogyConfig) -> dict[str, Named]:
         parts = what.split("+")
         if not section or not all(part.removeprefix("g").isdecimal() for part in parts):
             raise UserError("--named", entry, "section=factor+factor or section=g<group>, e.g. gram4-superlative=12+40")
+        if section in found:
+            raise UserError("--named", entry, "each section once", "Join its factors: section=12+40.")
         groups = tuple(int(part[1:]) for part in parts if part.startswith("g"))
         chosen = tuple(int(part) for part in parts if not part.startswith("g"))
         found[section] = Named(chosen, groups, 1.0 if config.gamma is None else config.gamma)
@@ -176,6 +178,9 @@ def generate(config: GenerateConfig) -> int:
     run = open_run(config.run, config.data_root, config.device, config.quiet)
     for j in config.factors:
         check_range("--factors", j, 0, run.model.K - 1)
+    for flag, chosen in (("--factors", config.factors), ("--groups", config.groups)):
+        if len(set(chosen)) < len(chosen):
+            raise UserError(flag, list(chosen), "each number once")
     out = fresh(config.out or run.folder / "generated.txt", config.force)
     forms = {}
     rows = np.array([forms.setdefault(word.lower(), row) for row, word in enumerate(run.embedding.words)])

@@ -429,6 +429,10 @@ def curve(run: Run, X: torch.Tensor, phi: torch.Tensor) -> Path:
     return figures.sparsity_curve(run.folder / "figures" / "sparsity", points, run.model.lam)
 
 
+def _same_file(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
+
+
 def coherence_measures(run: Run, corpus: Path | None, quiet: bool) -> dict[str, float]:
     """c_npmi of the factors' top words on a corpus, beside the same words dealt out at random.
 
@@ -436,11 +440,16 @@ def coherence_measures(run: Run, corpus: Path | None, quiet: bool) -> dict[str, 
         UserError: the corpus is the one that the vectors were trained on.
     """
     from word_factors.coherence import coherence
-    from word_factors.corpus import read_corpus, wikipedia_articles
+    from word_factors.corpus import WIKI44, read_corpus, wikipedia_articles
 
-    trained_here = run.config.vectors is None and run.config.corpus is None and run.config.data == "articles"
-    if corpus is None and trained_here:
+    config = run.config
+    if corpus is None and config.vectors is None and config.corpus is None and config.data == "articles":
         raise UserError("--coherence", "gensim's articles", "--corpus with another text: these trained the vectors")
+    trained_on = [config.corpus] if config.vectors is None else []
+    if config.vectors is None and config.corpus is None and config.data == "wiki44":
+        trained_on += [data_root(config.data_root) / name for name in WIKI44]
+    if corpus is not None and any(each is not None and _same_file(each, corpus) for each in trained_on):
+        raise UserError("--corpus", corpus, "another text than the one that trained the vectors")
     text = read_corpus(corpus, lower=True) if corpus is not None else wikipedia_articles()
     topics = [[word for word, _ in top] for top in all_top_words(run.codes, run.embedding, 20)]
     found = coherence([topic for topic in topics if len(topic) > 1], text, quiet=quiet)

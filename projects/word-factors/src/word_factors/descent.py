@@ -59,6 +59,37 @@ def solve_words(
         return alpha, gaps, max(pool.map(share, parts))
 
 
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def move_rows(rows, rest, shared, floor, tiny):  # pyright: ignore
+    """Move the columns of a dictionary once, in turn, each to the best place given the others, at norm 1 (Mairal et al.
+    2010, algorithm 2). In place.
+
+    Args:
+        rows: [b, d] columns, an array each. rest: [b, d] what the statistics leave for them. shared: [b, b] statistics
+            of their activations. floor: columns whose factor was used no more than this stay. tiny: the least norm.
+    """
+    count, d = rows.shape
+    change = np.empty(d, rows.dtype)
+    for j in range(count):
+        own = shared[j, j]
+        if own <= floor:
+            continue
+        square = 0.0
+        for i in range(d):
+            change[i] = rest[j, i] / own + rows[j, i]
+            square += change[i] * change[i]
+        norm = rows.dtype.type(max(math.sqrt(square), tiny))
+        for i in range(d):
+            moved = change[i] / norm
+            change[i] = moved - rows[j, i]
+            rows[j, i] = moved
+        for k in range(j + 1, count):
+            weight = shared[k, j]
+            if weight != 0:
+                for i in range(d):
+                    rest[k, i] -= weight * change[i]
+
+
 @numba.njit(cache=True, nogil=True)
 def _solve_rows(push, gram, lam, goal, rounds, alpha, gaps):  # pyright: ignore
     """Improve alpha [B, K] and fill gaps [B]; returns the most rounds of any row. goal: largest violation."""

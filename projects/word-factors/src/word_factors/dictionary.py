@@ -9,7 +9,7 @@ Dimensions: d coordinates, K factors, B words of the batch, as columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -125,6 +125,9 @@ def annealed(step: float, final: float | None, progress: float, decay: Literal["
     return step / (1 + (step / final - 1) * progress)
 
 
+BLOCK = 32  # columns whose statistics stay in the cache while they move
+
+
 class OnlineUpdate:
     """Block coordinate descent on A = sum c alpha alpha^T and B = sum c x alpha^T with forgetting
     (Mairal, Bach, Ponce, Sapiro 2010, algorithm 2), columns kept at norm 1.
@@ -145,21 +148,25 @@ class OnlineUpdate:
 
         A column whose factor has not been used keeps its place.
         """
+        from word_factors.descent import move_rows  # late: numba takes half a second to import
+
         weighted = alpha * weight  # [K, B]
         size = alpha.shape[1]
         self.A = self.forgetting * self.A + reduce(weighted @ alpha.T / size)
         self.B = self.forgetting * self.B + reduce(X @ weighted.T / size)
         rows = phi.T.contiguous()  # [K, d]: a column of Phi lies in one piece
-        rest = self.B.T - self.A @ rows  # [K, d], kept up to date as columns move
+        target, used = self.B.T.contiguous(), self.A.diagonal().tolist()
         tiny = torch.finfo(phi.dtype).tiny
-        floor = 1e-10 * float(self.A.diagonal().max().clamp(min=tiny))
-        for row, left, shared, used in zip(rows, rest, self.A, self.A.diagonal().tolist(), strict=True):
-            if used <= floor:
-                continue
-            moved = left.div(used).add_(row)
-            moved.div_(torch.linalg.vector_norm(moved).clamp_(min=tiny))
-            rest.addr_(shared, moved - row, alpha=-1)
-            row.copy_(moved)
+        floor = 1e-10 * max(*used, tiny)
+        for begin in range(0, len(rows), BLOCK):
+            block = slice(begin, begin + BLOCK)
+            # What is left for these columns, once for all; then kept up to date as they move, which touches them alone.
+            rest = torch.addmm(target[block], self.A[block], rows, alpha=-1)
+            within = self.A[block, block].contiguous()
+            if phi.device.type == "cpu":
+                move_rows(rows[block].numpy(), rest.numpy(), within.numpy(), floor, tiny)
+            else:
+                move_tensors(rows[block], rest, within, used[block], floor, tiny)
         new = rows.T.contiguous()
         return new, (new - phi).norm()
 
@@ -168,6 +175,21 @@ class OnlineUpdate:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.A, self.B = state["A"].to(self.A.device), state["B"].to(self.B.device)
+
+
+def move_tensors(rows: Tensor, rest: Tensor, shared: Tensor, used: Sequence[float], floor: float, tiny: float) -> None:
+    """`descent.move_rows` in tensors, for devices that numba does not reach. In place.
+
+    Args:
+        rows, rest, shared, floor, tiny: as there. used: the diagonal of `shared`.
+    """
+    for row, left, column, own in zip(rows, rest, shared, used, strict=True):
+        if own <= floor:
+            continue
+        moved = left.div(own).add_(row)
+        moved.div_(torch.linalg.vector_norm(moved).clamp_(min=tiny))
+        rest.addr_(column, moved - row, alpha=-1)
+        row.copy_(moved)
 
 
 class DeadFactors:

@@ -504,6 +504,11 @@ def recurring_rows(outcomes: Outcomes, one: str, names: Sequence[str], count: in
     found = np.array([match_profiles(*shared_codes(outcomes, one, o, 0)).best for o in names if o != one])  # [R - 1, K]
     times = times_found(list(found), RECURS)
     order = np.lexsort((-found.mean(axis=0), -times))[:count]
+    drawn = np.random.default_rng(0).choice(len(times), min(count, len(times)), replace=False)
     tops = outcomes.raw(one)[0]["dictionaries"][0]["top_words"]
-    rows = [[int(j), int(times[j]), float(found[:, j].mean()), ", ".join(tops[j])] for j in order]
-    return (f"factor of {one.split()[-1]}", "embeddings", "mean cosine", "top words"), rows
+    rows = [
+        [int(j), how, int(times[j]), float(found[:, j].mean()), ", ".join(tops[j])]
+        for how, chosen in (("best", order), ("at random", drawn))
+        for j in chosen
+    ]
+    return (f"factor of {one.split()[-1]}", "chosen", "embeddings", "mean cosine", "top words"), rows

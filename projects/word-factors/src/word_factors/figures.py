@@ -30,14 +30,16 @@ def top_words_of_factors(path: Path, factors: Sequence[tuple[str, TopWords]]) ->
     """
     columns = max(len(words) for _, words in factors)
     size = (1.2 + 0.72 * columns, 0.62 * len(factors) + 0.4)
-    with figure(path, len(factors), 1, figsize=size, squeeze=False) as (_, axes):
+    with figure(path, len(factors), 1, figsize=size, squeeze=False) as (drawn, axes):
+        drawn.suptitle("activation; the number is that of the row's first word", fontsize=7)
         for axis, (label, words) in zip(axes[:, 0], factors, strict=True):
             heights = [activation for _, activation in words]
             axis.bar(range(len(words)), heights, width=0.75, color=COLOURS[0])
             axis.set_xlim(-0.6, columns - 0.4)
             axis.set_ylim(0, 1.5 * max(heights, default=1.0))
             for place, (word, height) in enumerate(words):
-                axis.annotate(word, (place, height), (0, 1), textcoords="offset points", ha="center", fontsize=7)
+                shown = word if place else f"{word} {height:.2f}"
+                axis.annotate(shown, (place, height), (0, 1), textcoords="offset points", ha="center", fontsize=7)
             axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7)
             axis.set_xticks([])
             axis.set_yticks([])
@@ -63,7 +65,7 @@ def factors_of_words(
                 if row[j] > 0:
                     side = "left" if j < 0.6 * len(row) else "right"
                     axis.annotate(f" {names[j]} ", (j, row[j]), ha=side, va="bottom", fontsize=7)
-            axis.set_ylabel(word)
+            axis.set_ylabel(f"activation\nin {word}")
             axis.set_xlim(-1, len(row))
         axes[-1, 0].set_xlabel("factor")
     return png(path)
@@ -128,7 +130,7 @@ def ordered_coactivation(path: Path, similarity: NDArray[np.floating], labels: N
     limit = float(np.quantile(similarity[similarity > 0], 0.99)) if (similarity > 0).any() else 1.0
     with figure(path, figsize=(5.2, 4.6)) as (drawn, axis):
         shown = axis.imshow(similarity[np.ix_(order, order)], cmap="magma_r", vmin=0, vmax=limit, interpolation="none")
-        drawn.colorbar(shown, ax=axis, label="normalised co-activation", shrink=0.8)
+        drawn.colorbar(shown, ax=axis, label="normalised co-activation", shrink=0.8, extend="max")
         axis.set_xlabel("factor, ordered by group")
         axis.set_ylabel("factor, ordered by group")
         axis.grid(False)

@@ -108,6 +108,7 @@ def measure_factors(config: TrainConfig, source: Source | None = None, thorough:
         **sparsity(model, codes),
         "data": embedding.name,
         "words": len(embedding),
+        "counts_from": embedding.counts_from,
         "train_seconds": summary["seconds"],
         "energy_kept": energy_kept(model, config, source),
         "fista_150": fista_error(model),

@@ -229,6 +229,10 @@ class _Trial:
             gamma = dict.fromkeys(directions, self.named.gamma)
         else:
             gamma = self.choose(directions, _made_of(section, train))
+            if "boost" in gamma and "random" in gamma:
+                gamma["random"] = gamma[
+                    "boost"
+                ]  # its own choice would mostly be 0, which changes nothing by definition
         fitted |= {rule: boost(space, offset, gamma[rule]) for rule, offset in directions.items()}
         if len(questions):
             correct |= {rule: int(self.right(scores, questions).sum()) for rule, scores in fitted.items()}

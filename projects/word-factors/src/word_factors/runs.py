@@ -87,7 +87,12 @@ class Run:
             return None
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
-            return np.array(kept["labels"], dtype=np.int64) if kept["model"] == self.model.digest else None
+            if kept["model"] != self.model.digest:
+                return None
+            labels = np.array(kept["labels"], dtype=np.int64)
+            if labels.shape != (self.model.K,):
+                raise ValueError(f"{labels.size} labels for {self.model.K} factors")
+            return labels
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError("groups", path, "a file written by `groups`", f"{error}. Run `groups` again.") from None
 

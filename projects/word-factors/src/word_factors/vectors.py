@@ -7,11 +7,10 @@ counts named beside it, else Zipf's law by rank, with a warning.
 from __future__ import annotations
 
 import io
-import pickle
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -240,8 +239,8 @@ def _read_gensim(path: Path, limit: int | None, quiet: bool) -> _Read:
 
     try:
         loaded: Any = KeyedVectors.load(str(path))
-    except (pickle.UnpicklingError, AttributeError, ImportError, EOFError, OSError, ValueError) as error:
-        raise UserError("vectors", path, "a file that gensim has saved", str(error)) from error
+    except Exception as error:  # any bytes at all reach the unpickler here
+        raise UserError("vectors", path, "a file that gensim has saved", repr(error)) from error
     return _from_keyed_vectors(path, getattr(loaded, "wv", loaded), limit)
 
 
@@ -319,8 +318,11 @@ def is_count_list(source: Path) -> bool:
     """
     if not source.is_file():
         raise UserError("--counts", source, "a file that exists")
-    with open_decompressed(source) as file:
-        lines = [line.split() for line in islice(iter(lambda: file.readline(1 << 16), b""), 20)]
+    try:
+        with open_decompressed(source) as file:
+            lines = [line.split() for line in islice(iter(lambda: file.readline(1 << 16), b""), 20)]
+    except UNREADABLE as error:
+        raise UserError("--counts", source, "a file that can be read", str(error)) from error
     return bool(lines) and all(len(line) == 2 and line[1].isdigit() for line in lines)
 
 
@@ -336,16 +338,23 @@ def read_counts(source: Path | Corpus) -> Mapping[str, float]:
         return count_words(source)
     if not is_count_list(source):
         return count_words(read_corpus(source))
+    try:
+        with open_decompressed(source) as file:
+            return _count_list(file, source)
+    except UNREADABLE as error:
+        raise UserError("--counts", source, "a file that can be read", str(error)) from error
+
+
+def _count_list(lines: Iterable[bytes], source: Path) -> dict[str, float]:
+    """A list of counts has the grammar of vectors of one coordinate, but counts of 0 are sound in it."""
     table: dict[str, float] = {}
-    # A list of counts has the grammar of vectors of one coordinate, but counts of 0 are sound in it.
-    with open_decompressed(source) as file:
-        for place, line in enumerate(file, 1):
-            if not (fields := line.split()):
-                continue
-            if len(fields) != 2 or not fields[1].isdigit():
-                raise UserError(f"{source}, line {place}", line[:60].decode("utf-8", "replace"), "`word count`")
-            word = fields[0].decode("utf-8", "replace")
-            if word in table:
-                raise UserError(f"{source}, line {place}", word, "distinct words")
-            table[word] = int(fields[1])
+    for place, line in enumerate(lines, 1):
+        if not (fields := line.split()):
+            continue
+        if len(fields) != 2 or not fields[1].isdigit():
+            raise UserError(f"{source}, line {place}", line[:60].decode("utf-8", "replace"), "`word count`")
+        word = fields[0].decode("utf-8", "replace")
+        if word in table:
+            raise UserError(f"{source}, line {place}", word, "distinct words")
+        table[word] = int(fields[1])
     return table
