@@ -421,7 +421,9 @@ def test_a_source_phase_without_a_catastrophe_leaves_out_who_votes() -> None:
     seen = []
     adapting = measures.adapt
     monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr(measures, "adapt", lambda branches, *rest: seen.extend(branches) or adapting(branches, *rest))
+    monkeypatch.setattr(
+        measures, "adapt", lambda branches, *rest, **more: seen.extend(branches) or adapting(branches, *rest, **more)
+    )
     monkeypatch.setattr(Learner, "met_catastrophe", property(lambda self: False))
     monkeypatch.setitem(SETTINGS["smoke"], "cartpole", replace(SMALL, untrained_head=False))
     try:
