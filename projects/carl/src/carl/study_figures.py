@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from carl.config import ENVS
+from carl.config import ENVS, MODEL_FREE
 from carl.experiments import BETAS, GAMMAS, SCALES, runs, steps_until
 from carl.figures import (
     adaptation,
@@ -32,7 +32,7 @@ def draw(outcomes: Outcomes, folder: Path) -> list[Path]:
     for env in present:
         found = runs(outcomes, env)
         made.append(source_curve(folder / f"{env}-source", {env: [run["source_returns"] for run in found]}, env))
-        made += adaptations(found, env, folder)
+        made += adaptations(outcomes, env, folder)
         if env in SOURCES and len({each["target"] for each in found[0]["zero_shot"]}) > 1:
             made.append(sweep_of(outcomes, env, folder / f"{env}-targets"))
         if "paths" in found[0]:
@@ -49,9 +49,16 @@ def best_seed(found: Sequence[Mapping[str, Any]]) -> int:
     return max(range(len(found)), key=lambda seed: statistics.fmean(found[seed]["source_returns"][-3:]))
 
 
-def adaptations(found: Sequence[Mapping[str, Any]], env: str, folder: Path) -> list[Path]:
-    """The paper's main figure, one a target."""
-    logs = [log for run in found for log in run["adaptation"]]
+def adaptations(outcomes: Outcomes, env: str, folder: Path) -> list[Path]:
+    """The paper's main figure, one a target: all methods that were run, those without a model among them."""
+    logs = [log for run in runs(outcomes, env) for log in run["adaptation"]]
+    logs += [
+        {**log, "variant": method}
+        for method in MODEL_FREE
+        if f"{method} {env}" in outcomes
+        for each in outcomes.raw(f"{method} {env}")
+        for log in each["adaptation"]
+    ]
     made = []
     for target in dict.fromkeys(log["target"] for log in logs):
         returns: dict[str, list[list[float]]] = {}
