@@ -55,12 +55,12 @@ def source_curve(path: Path, curves: Curves, title: str = "") -> Path:
 
 def adaptation(path: Path, returns: Curves, catastrophes: Curves, title: str = "") -> Path:
     """The paper's main figure: highest return so far, and catastrophes so far, over the target's episodes."""
-    with figure(path, 1, 2, figsize=(8.0, 3.4), svg=False) as (_, (left, right)):
+    with figure(path, 1, 2, figsize=(9.4, 3.4), svg=False) as (_, (left, right)):
         _bands(left, returns)
         _bands(right, catastrophes)
         left.set(xlabel="target episode", ylabel="highest return so far", title=title)
         right.set(xlabel="target episode", ylabel="catastrophes so far", title="mean, range of seeds")
-        right.legend()
+        right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
     return path.with_suffix(".png")
 
 
