@@ -124,7 +124,8 @@ def test_factors_that_recur_across_embeddings_are_counted_and_shown() -> None:
 
 def test_quantities_are_what_the_numbers_say() -> None:
     quantities = WordFactorsStudy().quantities()
-    expected = {"boost-gain": 0.05, "random-gain": 0.0, "boost-over-average": -0.05, "boost-worst": 0.05,
+    expected = {"boost-gain": 0.05, "random-gain": 0.0, "random-far-gain": 0.0,
+                "boost-over-average": -0.05, "boost-worst": 0.05,
                 "boost-gram5": 0.05, "classes-ratio": 4.0, "classes-ratio-learned": 4.0,
                 "classes-ratio-bats": 2.5, "coherence-gain": 0.15, "intruders-gain": 0.5}  # fmt: skip
     for name, value in expected.items():

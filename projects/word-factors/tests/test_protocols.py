@@ -77,6 +77,7 @@ def test_boost_along_the_planted_factor_helps_and_random_factors_do_not(seed: in
     assert table.micro("boost") > base + 0.1
     assert table.micro("group-boost") > base + 0.1
     assert abs(table.micro("random") - base) < 0.03
+    assert table.micro("random-far") < base + 0.03  # far out they do harm, and no good
     assert table.sections[0].chosen()[0] == (0, 4)  # the planted factor, in all four splits
     assert min(table.sections[0].gammas("boost")) > 0
 
@@ -173,10 +174,17 @@ def test_the_only_strength_zero_makes_every_boost_three_cos_add(planted: tuple[I
             assert fold.correct[rule] == fold.correct["3CosAdd"]
 
 
-def test_random_factors_go_as_far_as_the_chosen_ones(heldout: AnalogyTable) -> None:
+def test_random_factors_also_go_as_far_as_the_chosen_ones(heldout: AnalogyTable) -> None:
     folds = [fold for section in heldout.sections for fold in section.folds]
-    assert all(fold.gamma["random"] == fold.gamma["boost"] for fold in folds)
-    assert any(fold.gamma["boost"] > 0 for fold in folds)
+    assert all(fold.gamma["random-far"] == fold.gamma["boost"] for fold in folds)
+    assert any(fold.gamma["boost"] > fold.gamma["random"] for fold in folds)
+    same = [fold for fold in folds if fold.gamma["boost"] == fold.gamma["random"]]
+    assert all(fold.correct["random-far"] == fold.correct["random"] for fold in same)
+
+
+def test_random_factors_have_no_strength_to_take_without_boost(planted: tuple[IndexedTask, Space, Factors]) -> None:
+    with pytest.raises(UserError, match="together with boost"):
+        evaluate(*planted, ("random-far",), "heldout")
 
 
 def test_permuting_factors_and_groups_leaves_the_table_unchanged(
@@ -264,7 +272,7 @@ def test_no_section_left_is_refused(planted: tuple[IndexedTask, Space, Factors])
 
 def test_controls_are_always_in_the_table(planted: tuple[IndexedTask, Space, Factors]) -> None:
     task, space, factors = planted
-    assert set(evaluate(task, space, factors, ("boost",), splits=1).rules) == {"boost", *CONTROLS}
+    assert set(evaluate(task, space, factors, ("boost",), splits=1).rules) == {"boost", "random-far", *CONTROLS}
     assert set(evaluate(task, space, splits=1).rules) == set(CONTROLS) - {"random"}
 
 

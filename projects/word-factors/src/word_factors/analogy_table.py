@@ -21,7 +21,7 @@ LEAST_PAIRS: Mapping[Protocol, int] = {"heldout": 10, "leave-one-out": 4, "insam
 
 FREE = ("3CosAdd", "3CosMul", "PairDirection", "only-b", "only-c")
 SUPERVISED = ("3CosAvg", "LRCos", "base+offset")
-BOOSTS = ("boost", "boost-sources", "group-boost", "random")
+BOOSTS = ("boost", "boost-sources", "group-boost", "random", "random-far")
 EDITS = ("mask", "set")
 RULES = (*FREE, "code", *SUPERVISED, *BOOSTS, *EDITS)
 CONTROLS = ("3CosAdd", "random", "3CosAvg", "base+offset", "LRCos")

@@ -20,7 +20,7 @@ from word_factors.protocols import evaluate
 from word_factors.questions import AnalogyTask, IndexedTask
 from word_factors.runs import Run, factor_names, fresh, open_run
 
-SHOWN_RULES = ("3CosAdd", "boost", "group-boost", "random", "base+offset", "3CosAvg", "LRCos")
+SHOWN_RULES = ("3CosAdd", "boost", "group-boost", "random", "random-far", "base+offset", "3CosAvg", "LRCos")
 
 
 def google_questions() -> Path:

@@ -35,7 +35,7 @@ from word_factors.reliability import (
 
 SEEDS = {"smoke": 2, "cpu": 3, "cpu-long": 3, "gpu": 5, "paper": 2}
 BOOSTED = {"gram5": "gram5-present-participle", "gram7": "gram7-past-tense", "gram9": "gram9-plural-verbs"}
-SHOWN = ("3CosAdd", "boost", "group-boost", "random", "base+offset", "3CosAvg", "LRCos")
+SHOWN = ("3CosAdd", "boost", "group-boost", "random", "random-far", "base+offset", "3CosAvg", "LRCos")
 VECTOR_EPOCHS = {"cbow": 5, "sg": 5, "fasttext": 5, "glove": 15}  # of wiki44
 RECURS = 0.5  # cosine of activations from which on a factor counts as found in another embedding
 SIMPLE = ("raw", "pca", "rotation")
@@ -153,6 +153,7 @@ class WordFactorsStudy(Study):
             "three-cos-add": partial(plain, metric="three_cos_add"),
             "boost-gain": partial(gain, rule="boost", over="3CosAdd"),
             "random-gain": partial(gain, rule="random", over="3CosAdd"),
+            "random-far-gain": partial(gain, rule="random-far", over="3CosAdd"),
             "boost-over-average": partial(gain, rule="boost", over="3CosAvg"),
             "boost-over-offset": partial(gain, rule="boost", over="base+offset"),
             "boost-worst": lambda o: [min(each.values()) for each in section_gains(o)],

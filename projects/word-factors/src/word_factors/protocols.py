@@ -81,7 +81,8 @@ def evaluate(
     """Ask a task's questions by several rules under one protocol.
 
     The controls are added to `rules` (without a dictionary, `random` is not; under `named`, which fits nothing, those
-    that need pairs are not). The same arguments give the same table.
+    that need pairs are not; beside `boost` also `random-far`, the same random factors at the strength that `boost`
+    chose, while `random` chooses one of its own, mostly none). The same arguments give the same table.
 
     Args:
         task: questions by rows of the space.
@@ -104,6 +105,8 @@ def evaluate(
             raise UserError("rule", rule, sorted(set(RULES) - NEEDS_FACTORS), "This rule needs a dictionary.")
         if protocol == "named" and (rule in SUPERVISED or rule == "boost-sources"):
             raise UserError("rule", rule, "rules that are fitted to nothing, under the protocol `named`")
+        if rule == "random-far" and "boost" not in rules:
+            raise UserError("rule", rule, "together with boost, whose strength it takes")
         if rule == "group-boost" and factors is not None and factors.labels is None:
             raise UserError("rule", rule, "factors in groups", "Group the factors first.")
     check_range("splits", splits, 1)
@@ -118,6 +121,8 @@ def evaluate(
     if len(task.forms) != len(space):
         raise UserError("questions", f"indexed in {len(task.forms):,} words", f"the {len(space):,} of the vectors")
     controls = [rule for rule in CONTROLS if factors is not None or rule not in NEEDS_FACTORS]
+    if "boost" in rules and protocol != "named":  # there `random` has the strength that the user names
+        controls.append("random-far")
     if protocol == "named":
         controls = [rule for rule in controls if rule not in SUPERVISED]
     wanted = tuple(rule for rule in RULES if rule in {*rules, *controls})
@@ -229,10 +234,8 @@ class _Trial:
             gamma = dict.fromkeys(directions, self.named.gamma)
         else:
             gamma = self.choose(directions, _made_of(section, train))
-            if "boost" in gamma and "random" in gamma:
-                gamma["random"] = gamma[
-                    "boost"
-                ]  # its own choice would mostly be 0, which changes nothing by definition
+        if "random-far" in self.rules and "random" in directions:
+            directions["random-far"], gamma["random-far"] = directions["random"], gamma["boost"]
         fitted |= {rule: boost(space, offset, gamma[rule]) for rule, offset in directions.items()}
         if len(questions):
             correct |= {rule: int(self.right(scores, questions).sum()) for rule, scores in fitted.items()}
