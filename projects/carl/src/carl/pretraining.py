@@ -113,18 +113,17 @@ def pretrain(
     loss: LossName = "scaled",
     sources: DomainDistribution | None = None,
     kept: Kept | None = None,
-    head: bool = True,
 ) -> tuple[list[Learner], list[list[Iteration]]]:
     """The whole source phase of one learner a seed, planned side by side.
 
     Args:
-        name, setting, seeds, device, loss, sources, head: the experiment.
+        name, setting, seeds, device, loss, sources: the experiment.
         kept: where it is saved after every iteration, and gone on with.
 
     Returns: the learners, and their iterations, [iteration][learner].
     """
     kept, log = kept or Kept(), []
-    learners = make_learners(name, setting, seeds, device, loss, head)
+    learners = make_learners(name, setting, seeds, device, loss)
     if (state := kept.load("source")) is not None:
         for learner, saved in zip(learners, state["learners"], strict=True):
             learner.load_state_dict(saved)
