@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from toy_tasks import PRESETS, ToyConfig
 
-from shared.cli import App, start_processes
+from shared.cli import App, print_table, start_processes
 from shared.config import RunConfig, RunFailed, Stopped, UserError
 
 
@@ -145,6 +145,13 @@ def test_what_the_member_logs_is_shown_unless_it_is_to_be_quiet(app: Any, capsys
     assert capsys.readouterr().err == "a is tied to b\n"
     assert app.main(["talk", "--quiet"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_table_shows_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("a [bold] title", ("of [name]",), [("she, her [r 0.93]",), ("[/] :smile:",), (0.123456,)])
+    out = capsys.readouterr().out
+    for text in ("a [bold] title", "of [name]", "she, her [r 0.93]", "[/] :smile:", "0.1235"):
+        assert text in out
 
 
 def test_a_warning_is_what_it_says_and_no_line_of_code(app: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,15 +122,17 @@ def test_encode_own_and_other_vectors(runs: list[Path], vectors: Path, tmp_path:
 
 
 def test_factors_with_reliability_and_csv(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "factors.csv"
+    out, run = tmp_path / "factors.csv", tmp_path / "run"
+    shutil.copytree(runs[0], run)
+    assert main(["factors", str(run), "--sort", "reliability"]) == 2  # nothing is known of it yet
     flags = ["--others", str(runs[1]), "--sort", "reliability", "--count", "5", "--out", str(out)]
-    assert main(["factors", str(runs[0]), *flags]) == 0
+    assert main(["factors", str(run), *flags]) == 0
     assert "5 of 40 factors" in capsys.readouterr().out
     with open(out, newline="") as file:
         found = [float(row["reliability"]) for row in csv.DictReader(file)]
     assert len(found) == 40
     assert found == sorted(found, reverse=True)
-    assert main(["factors", str(runs[0]), "--sort", "reliability"]) == 2
+    assert main(["factors", str(run), "--sort", "reliability", "--quiet"]) == 0  # from now on it is
 
 
 def test_word_shows_what_is_left_over(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,6 +142,49 @@ def test_word_shows_what_is_left_over(runs: list[Path], capsys: pytest.CaptureFi
     assert (runs[0] / "figures" / "word-king-queen.png").exists()
     assert main(["word", str(runs[0]), "quean"]) == 2
     assert "queen" in capsys.readouterr().err
+
+
+def test_reliability_is_beside_names_once_runs_were_compared(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from word_factors.reliability import match_factors
+    from word_factors.runs import open_run, with_reliability
+
+    run = tmp_path / "run"
+    shutil.copytree(runs[0], run)
+    assert main(["word", str(run), "king"]) == 0
+    out = capsys.readouterr().out
+    assert "[r ?]" in out
+    assert "by --others" in out
+    assert not (run / "reliability.json").exists()
+    assert main(["word", str(run), "king", "--others", str(run)]) == 2
+    assert "other seeds" in capsys.readouterr().err
+
+    assert main(["word", str(run), "king", "--others", str(runs[1])]) == 0
+    assert "by --others" not in capsys.readouterr().out
+    one, two = (open_run(folder, device="cpu", quiet=True) for folder in (run, runs[1]))
+    best = match_factors(one.phi, two.phi).best
+    np.testing.assert_allclose(one.reliability, best)
+    names = with_reliability(one, [f"name {j}" for j in range(40)])
+    assert names == [f"name {j} [r {value:.2f}]" for j, value in enumerate(best)]
+    strongest = int(one.codes[[one.embedding.index["king"]]].toarray().argmax())
+    capsys.readouterr()
+    for verb in (
+        ["word", "king"], ["factors", "--count", "0"], ["groups", "--groups", "7", "--count", "0"],
+        ["explain", "man", "king", "woman", "queen"], ["name", "--factor", str(strongest), "--to", "royal"],
+    ):  # fmt: skip
+        assert main([verb[0], str(run), *verb[1:]]) == 0
+        out = capsys.readouterr().out
+        assert "?" not in out.replace("[r ?]", ""), verb[0]
+        assert any(f"{value:.2f}" in out for value in best), f"{verb[0]}: {out}"
+    assert f"{best[strongest]:.2f}" in out
+
+    (run / "reliability.json").write_text('{"model": 1')
+    with pytest.warns(UserWarning, match="not used"):
+        assert main(["word", str(run), "king"]) == 0
+    # Of another dictionary nothing is believed.
+    (run / "reliability.json").write_text(json.dumps({"model": two.model.digest, "reliability": [0.5] * 40}))
+    assert open_run(run, device="cpu", quiet=True).reliability is None
 
 
 def test_groups_then_everything_that_uses_them(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

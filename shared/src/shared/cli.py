@@ -427,17 +427,18 @@ def bench(package: str, config: BenchConfig) -> int:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], quiet: bool = False) -> None:
-    """Print a table as wide as the terminal; floats to four digits."""
+    """Print a table as wide as the terminal; floats to four digits, text as it is."""
     if quiet:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text  # a plain string would be read as markup, and lose what stands in brackets
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for column in columns:
-        table.add_column(column)
+        table.add_column(Text(column))
     for row in rows:
-        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+        table.add_row(*(Text(f"{cell:.4g}" if isinstance(cell, float) else str(cell)) for cell in row))
     console = Console()
     if not console.is_terminal:  # a log is not 80 columns wide
         console = Console(width=160)

@@ -18,7 +18,16 @@ from word_factors.config import AnalogyConfig, ClassesConfig, ExplainConfig, Gen
 from word_factors.manipulation import Factors, differences, section_profile
 from word_factors.protocols import evaluate
 from word_factors.questions import AnalogyTask, IndexedTask
-from word_factors.runs import Run, factor_names, fresh, open_run
+from word_factors.runs import (
+    Run,
+    factor_names,
+    fresh,
+    hint_reliability,
+    open_others,
+    open_run,
+    reliability_column,
+    with_reliability,
+)
 
 SHOWN_RULES = ("3CosAdd", "boost", "group-boost", "random", "random-far", "base+offset", "3CosAvg", "LRCos")
 
@@ -72,7 +81,7 @@ def analogy(config: AnalogyConfig) -> int:
     print_table(f"analogies, {config.protocol}{optimistic}", ("section", "questions", *shown), rows, config.quiet)
     print_table(
         "what sections move along: factors by t of the change of the code, over all pairs",
-        ("section", "factor", "name", "mean change", "t"), profile_rows(run, task), config.quiet,
+        ("section", "factor", "name", "reliability", "mean change", "t"), profile_rows(run, task), config.quiet,
     )  # fmt: skip
     others = [(rule, table.micro(rule), table.macro(rule)) for rule in table.rules if rule not in shown]
     print_table("further rules", ("rule", "by question", "by section"), others, config.quiet)
@@ -103,16 +112,17 @@ def analogy(config: AnalogyConfig) -> int:
     return 0
 
 
-def profile_rows(run: Run, task: IndexedTask, most: int = 2) -> list[tuple[str, int, str, str, str]]:
+def profile_rows(run: Run, task: IndexedTask, most: int = 2) -> list[tuple[str, int, str, str, str, str]]:
     """Of every section the factors with the largest t either way: mean and t of the change from left to right words."""
-    names = factor_names(run)
+    names, known = factor_names(run), reliability_column(run)
     rows = []
     for section in task.sections:
         profile = section_profile(run.codes, section.pairs)
         order = np.argsort(-profile.t, kind="stable")
         for j in (*order[:most], *order[-most:]):
             if profile.mean[j]:
-                rows.append((section.name, int(j), names[j], f"{profile.mean[j]:+.3f}", f"{profile.t[j]:+.1f}"))
+                change = f"{profile.mean[j]:+.3f}", f"{profile.t[j]:+.1f}"
+                rows.append((section.name, int(j), names[j], known[j], *change))
     return rows
 
 
@@ -142,20 +152,24 @@ def explain(config: ExplainConfig) -> int:
 
     run = open_run(config.run, config.data_root, config.device, config.quiet)
     a, b, c, d = run.embedding.rows(config.words).tolist()
+    run.compare(open_others(run, config.others, config.data_root, config.device, config.quiet))
     found = contrast(run.codes, a, b, c, d, run.labels, config.count)
-    names = factor_names(run)
+    names, known = factor_names(run), reliability_column(run)
+    marked = with_reliability(run, names)
     words = config.words
     for (left, right), part in (((words[0], words[1]), found.ab), ((words[2], words[3]), found.cd)):
-        rows = [(j, names[j], f"{change:+.3f}") for j, change in part.factors]
-        print_table(f"from {left} to {right}", ("factor", "name", "change"), rows, config.quiet)
+        rows = [(j, names[j], known[j], f"{change:+.3f}") for j, change in part.factors]
+        print_table(f"from {left} to {right}", ("factor", "name", "reliability", "change"), rows, config.quiet)
         if part.groups:
-            members = [(g, group_words(run, names, g), f"{change:+.3f}") for g, change in part.groups[: config.count]]
+            members = [(g, group_words(run, marked, g), f"{change:+.3f}") for g, change in part.groups[: config.count]]
             print_table("in groups", ("group", "factors", "change"), members, config.quiet)
-    shared = [(j, names[j], f"{change:+.3f}") for j, change in found.shared]
-    print_table("what both have in common", ("factor", "name", "smaller change"), shared, config.quiet)
+    shared = [(j, names[j], known[j], f"{change:+.3f}") for j, change in found.shared]
+    columns = ("factor", "name", "reliability", "smaller change")
+    print_table("what both have in common", columns, shared, config.quiet)
+    hint_reliability(run)
     deltas = list(differences(run.codes, np.array([[a, b], [c, d]])))
     out = config.out or run.folder / "figures" / f"explain-{'-'.join(words)}".replace("/", "_")
-    path = figures.analogy_difference(out, words, deltas, names, config.count)
+    path = figures.analogy_difference(out, words, deltas, marked, config.count)
     if not config.quiet:
         print(f"figure: {path}")
     return 0
@@ -235,7 +249,7 @@ def classes(config: ClassesConfig) -> int:
             name, run.vectors, run.model.K, run.model.lam, seed=config.seed, quiet=config.quiet
         )
     table = class_table(methods, indexed, config.seed, config.splits, quiet=config.quiet)
-    names = factor_names(run)
+    names = with_reliability(run, factor_names(run))
     body: list[Sequence[object]] = [
         (name, words, *precision, f"{best}: {names[best]}") for name, words, precision, best in table.rows()
     ]

@@ -35,6 +35,7 @@ from word_factors.learning import judge
 from word_factors.model import FactorModel, save_codes
 from word_factors.naming import (
     NamedFactor,
+    Sense,
     WordReport,
     all_top_words,
     match_names,
@@ -59,9 +60,11 @@ from word_factors.runs import (
     Run,
     factor_names,
     fresh,
+    hint_reliability,
     open_others,
     open_run,
-    reliability_of,
+    reliability_column,
+    with_reliability,
 )
 from word_factors.train import vocabulary_measures
 from word_factors.weighting import root_frequency
@@ -130,7 +133,7 @@ def factors(config: FactorsConfig) -> int:
     run = open_run(config.run, config.data_root, config.device, config.quiet)
     if config.out is not None:
         fresh(config.out, config.force)
-    found = reliability_of(run, open_others(run, config.others, config.data_root, config.device, config.quiet))
+    found = run.compare(open_others(run, config.others, config.data_root, config.device, config.quiet))
     if config.sort == "reliability" and found is None:
         raise UserError("--sort", "reliability", "use, id, random; or name other runs by --others")
     use = np.bincount(run.codes.indices, minlength=run.model.K) / len(run.embedding)
@@ -141,14 +144,14 @@ def factors(config: FactorsConfig) -> int:
         "reliability": np.argsort(-(found if found is not None else use), kind="stable"),
     }[config.sort]
     tops = all_top_words(run.codes, run.embedding, config.words, config.min_rank, config.weight)
-    names, labels = factor_names(run), run.labels
+    names, labels, known = factor_names(run), run.labels, reliability_column(run)
 
     def row(j: int) -> tuple[object, ...]:
         return (
             j,
             names[j],
             f"{100 * use[j]:.2f} %",
-            "?" if found is None else f"{found[j]:.2f}",
+            known[j],
             "" if labels is None else int(labels[j]),
             ", ".join(word for word, _ in tops[j]),
         )
@@ -169,20 +172,23 @@ def word(config: WordConfig) -> int:
     """`word-factors word`."""
     run = open_run(config.run, config.data_root, config.device, config.quiet)
     rows = run.embedding.rows(config.words)  # unknown words are refused before anything is computed
+    run.compare(open_others(run, config.others, config.data_root, config.device, config.quiet))
     names = factor_names(run)
     reports = [
         word_report(run.codes, run.embedding, each, run.phi, run.vectors, run.labels, config.threshold)
         for each in config.words
     ]
     for report in reports:
-        show_word(report, names, config.count, config.quiet)
+        show_word(report, names, reliability_column(run), config.count, config.quiet)
+    hint_reliability(run)
+    marked = with_reliability(run, names)
     stem = "-".join(config.words)[:60].replace("/", "_")
     out = config.out or run.folder / "figures" / f"word-{stem}"
     made = [
-        figures.factors_of_words(out, config.words, run.codes[rows].toarray(), names),
+        figures.factors_of_words(out, config.words, run.codes[rows].toarray(), marked),
         figures.shares_of_words(
             out.with_name(out.name + "-shares"),
-            [(r.word, [(names[j], share) for j, _, share in r.factors[:6]], min(1.0, r.left_over)) for r in reports],
+            [(r.word, [(marked[j], share) for j, _, share in r.factors[:6]], min(1.0, r.left_over)) for r in reports],
         ),
     ]
     if not config.quiet:
@@ -191,21 +197,30 @@ def word(config: WordConfig) -> int:
     return 0
 
 
-def show_word(report: WordReport, names: Sequence[str], count: int, quiet: bool) -> None:
-    """Print a word's factors as bars, then its senses; what the factors leave over stands with them."""
+def show_word(report: WordReport, names: Sequence[str], known: Sequence[str], count: int, quiet: bool) -> None:
+    """Print a word's factors as bars, then its senses; what the factors leave over stands with them.
+
+    Args:
+        known: [K] reliability of each factor, as text.
+    """
     widest = max((share for _, _, share in report.factors), default=1.0)
     body: list[Sequence[object]] = [
-        (j, names[j], f"{alpha:.3f}", f"{share:.2f}", "#" * round(30 * share / widest))
+        (j, names[j], known[j], f"{alpha:.3f}", f"{share:.2f}", "#" * round(30 * share / widest))
         for j, alpha, share in report.factors[:count]
     ]
     others = report.factors[count:]
     if others:
         _, alphas, shares = zip(*others, strict=True)
-        body.append(("", f"{len(others)} more", f"{sum(alphas):.3f}", f"{sum(shares):.2f}", ""))
-    body.append(("", "left over (share of the energy)", "", f"{report.left_over:.2f}", ""))
-    print_table(report.word, ("factor", "name", "activation", "share", ""), body, quiet)
+        body.append(("", f"{len(others)} more", "", f"{sum(alphas):.3f}", f"{sum(shares):.2f}", ""))
+    body.append(("", "left over (share of the energy)", "", "", f"{report.left_over:.2f}", ""))
+    print_table(report.word, ("factor", "name", "reliability", "activation", "share", ""), body, quiet)
+
+    def named(sense: Sense) -> str:
+        j = sense.factors[0][0]
+        return f"{names[j]} [r {known[j]}]"
+
     if report.senses and not quiet:
-        parts = (f"{sense.share:.2f} {{{names[sense.factors[0][0]]}}}" for sense in report.senses)
+        parts = (f"{sense.share:.2f} {{{named(sense)}}}" for sense in report.senses)
         left = f"left over: {report.left_over:.2f} of the energy"
         print(f"{report.word} = {' + '.join(parts)} + {report.rest:.2f} other factors ({left})\n")
 
@@ -217,6 +232,7 @@ def groups(config: GroupsConfig) -> int:
     names = factor_names(run)
     if config.others:
         return across_runs(config, run, names)
+    names = with_reliability(run, names)
     p, neighbours = root_frequency(run.embedding.counts), config.neighbours or NEIGHBOURS
     if config.method == "spectral":
         found = factor_groups(run.codes, p, neighbours, config.groups, config.seed)
@@ -242,6 +258,7 @@ def groups(config: GroupsConfig) -> int:
         if len(found.isolated):
             listed = ", ".join(map(str, found.isolated[:20]))
             print(f"{len(found.isolated)} factors share no word with another, each a group of its own: {listed}")
+        hint_reliability(run)
         print(f"kept in {run.folder}; figure: {path}")
     return 0
 
@@ -254,6 +271,8 @@ def across_runs(config: GroupsConfig, run: Run, names: Sequence[str]) -> int:
     found = cross_run_groups(
         [run.phi, *(other.phi for other in others)], config.groups, config.neighbours, seed=config.seed
     )
+    run.compare(others)
+    names = with_reliability(run, names)
     robust = found.robust[np.argsort(-found.cohesion[found.robust], kind="stable")]
     body = []
     for group in robust[: config.count or None]:
@@ -291,6 +310,8 @@ def reliability(config: ReliabilityConfig) -> int:
     quantiles = (f"{100 * level:g} %" for level in found.quantiles())
     columns = ("run", "mean best cosine", *quantiles, "> 0.6", "> 0.8", "> 0.9", "one to one", "control")
     print_table(f"factors of {first.folder.name} found again, by {what}", columns, body, config.quiet)
+    if same_space and all(other.model.digest != first.model.digest for other in others):
+        first.compare(others)  # from now on the other commands show it beside names
     mean = np.mean(best, axis=0)
     names = factor_names(first)
     order = np.argsort(-mean, kind="stable")
@@ -333,8 +354,11 @@ def name(config: NameConfig) -> int:
     elif config.names is not None and path != run.folder / NAMES_FILE:
         write_names(run.folder / NAMES_FILE, entries)  # from now on the other commands use them
     tops = all_top_words(run.codes, run.embedding, 8)
-    body = [(j, given, ", ".join(word for word, _ in tops[j])) for j, given in sorted(known.names.items())]
-    print_table(f"{len(body)} named factors, {path}", ("factor", "name", "top words"), body, config.quiet)
+    found = reliability_column(run)
+    body = [(j, given, found[j], ", ".join(word for word, _ in tops[j])) for j, given in sorted(known.names.items())]
+    print_table(
+        f"{len(body)} named factors, {path}", ("factor", "name", "reliability", "top words"), body, config.quiet
+    )
     if known.unmatched and not config.quiet:
         listed = ", ".join(repr(entry.name) for entry in known.unmatched)
         print(f"names of factors that this dictionary does not have: {listed}")
@@ -356,8 +380,11 @@ def explore(config: ExploreConfig) -> int:
         "weighting": run.config.weighting,
         "seed": str(run.config.seed),
     }
+    found = run.compare(others)
     if others:
         details["reliability"] = f"mean best cosine in {len(others)} other run{'s' if len(others) > 1 else ''}"
+    elif found is not None:
+        details["reliability"] = "mean best cosine in the runs last compared"
     content = page_content(
         run.embedding,
         run.phi,
@@ -365,7 +392,7 @@ def explore(config: ExploreConfig) -> int:
         residual=run.model.residual_share(run.codes),
         names=factor_names(run),
         labels=run.labels,
-        reliability=reliability_of(run, others),
+        reliability=found,
         max_words=config.max_words,
         title=f"Word factors of {run.embedding.name}",
         details=details,

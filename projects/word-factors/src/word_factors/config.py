@@ -256,7 +256,7 @@ class FactorsConfig(RunChoice):
     words: int = 8
     """Top words a factor."""
     others: tuple[Path, ...] = ()
-    """Runs on the same vectors under other seeds, for the reliability beside each name."""
+    """Runs on the same vectors under other seeds, for the reliability beside each name; kept for later commands."""
     min_rank: int | None = None
     """Only words among this many most frequent ones."""
     weight: Literal["alpha", "sqrt"] = "alpha"
@@ -286,6 +286,8 @@ class WordConfig(RunChoice):
     """Factors shown a word."""
     threshold: float = 0.15
     """Share of the code from which on a group counts as a sense."""
+    others: tuple[Path, ...] = ()
+    """Runs on the same vectors under other seeds, for the reliability beside each name; kept for later commands."""
     out: Path | None = None
     """Where the figure goes, without suffix. Default: <run>/figures/word-<words>."""
 
@@ -413,6 +415,8 @@ class ExplainConfig(RunChoice):
     _: KW_ONLY
     count: int = 8
     """Factors shown, by size of the change."""
+    others: tuple[Path, ...] = ()
+    """Runs on the same vectors under other seeds, for the reliability beside each name; kept for later commands."""
     out: Path | None = None
     """Where the figure goes, without suffix. Default: <run>/figures/explain-<words>."""
 
@@ -479,7 +483,7 @@ class ExploreConfig(RunChoice):
     out: Path | None = None
     """Where the page goes. Default: <run>/explore.html."""
     others: tuple[Path, ...] = ()
-    """Runs on the same vectors under other seeds, for the reliability shown beside each name."""
+    """Runs on the same vectors under other seeds, for the reliability beside each name; kept for later commands."""
     max_words: int | None = None
     """Words on the page, the most frequent. Default: all."""
     force: bool = False

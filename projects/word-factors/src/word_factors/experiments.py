@@ -131,7 +131,7 @@ class WordFactorsStudy(Study):
         settings = from_json(TrainConfig, {**fields, **flags, "preset": config.scale, "data_root": config.data_root})
         if dictionaries is None:
             source = _source(dataclasses.replace(settings, seed=0))
-            return measure_factors(settings, source, thorough=config.preset != "smoke")
+            return measure_factors(settings, source, thorough=config.preset != "smoke", scratch=self.scratch)
         return measure_embedding(settings, dictionaries)
 
     def quantities(self) -> Mapping[str, Callable[[Outcomes], Sequence[float]]]:

@@ -60,6 +60,24 @@ class Dictionary:
         self.phi, self.lam = state["phi"].to(self.phi.device), float(state["lam"])
 
 
+class History:
+    """What was measured while training, a row a time, with `step`; part of a checkpoint."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def add(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
+        """Another row; what a run did after the checkpoint it goes on from is measured again, and so left out."""
+        self.rows = [row for row in self.rows if row["step"] < step]
+        self.rows.append({"step": float(step), **{name: float(value) for name, value in metrics.items()}})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.rows = list(state["rows"])
+
+
 class WordBatches:
     """Batches (x [B, d] preprocessed, c [B] weights) from a sampler of rows; takes a row's vector when it is drawn, so
     that memory holds the embedding once."""
@@ -117,6 +135,7 @@ class WordFactors(Task):
         self.online = OnlineUpdate(d, K, config.forgetting, self.device)
         self.dead = DeadFactors(K, PATIENCE * config.average, device=self.device)
         self.judged = self._sample(JUDGED, 2)
+        self.history = History()
 
     def opened(self, folder: Path) -> None:
         assert self.source is not None
@@ -134,7 +153,7 @@ class WordFactors(Task):
         return WordBatches(sampler, self.embedding, self.transform, self.c)
 
     def state(self) -> Mapping[str, Stateful]:
-        parts = {"dictionary": self.dictionary, "averages": self.averages, "dead": self.dead}
+        parts = {"dictionary": self.dictionary, "averages": self.averages, "dead": self.dead, "history": self.history}
         return parts | ({"online": self.online} if self.config.update == "online" else {})
 
     # -- one step ------------------------------------------------------------------------------------------------
@@ -143,6 +162,8 @@ class WordFactors(Task):
     def step(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor | float]:
         config, phi = self.config, self.dictionary.phi
         self._retarget()
+        if self.loop.step == 0:
+            self.history.add(0, judge(self.judged, phi, self.dictionary.lam))
         X, weight = batch[0].T, batch[1]  # [d, B], [B]
         lam = self._lam_now()
         if config.inference == "exact":
@@ -243,6 +264,7 @@ class WordFactors(Task):
     @torch.no_grad()
     def evaluate(self) -> dict[str, Tensor | float]:
         metrics = judge(self.judged, self.dictionary.phi, self.dictionary.lam)
+        self.history.add(self.loop.step, metrics)
         if metrics["active"] < 0.5:
             hint = f"lam = {self.dictionary.lam:.4g} leaves {metrics['active']:.2f} active factors a word: lower --lam."
             warnings.warn(hint, stacklevel=2)
@@ -260,14 +282,17 @@ class WordFactors(Task):
 def judge(X: Tensor, phi: Tensor, lam: float) -> dict[str, Tensor | float]:
     """How well a dictionary explains vectors X [d, n].
 
-    energy: mean of E; relative_residual: energy left over / energy; snr: the same in decibels; active: mean number of
-    active factors; kkt_gap: largest violation of optimality over lam; unused: factors that no vector uses.
+    energy: mean of E; data: its first part; relative_residual: energy left over / energy; snr: the same in decibels;
+    active: mean number of active factors; kkt_gap: largest violation of optimality over lam; unused: factors that no
+    vector uses.
     """
     codes = solve(X, phi, lam)
-    residual = codes.residual.square().sum() / X.square().sum()
+    squares = codes.residual.square().sum()
+    residual = squares / X.square().sum()
     active = codes.alpha > ACTIVE
     return {
         "energy": float(energy(codes.residual, codes.alpha, lam).mean()),
+        "data": float(squares) / (2 * X.shape[1]),
         "relative_residual": float(residual),
         "snr": float(-10 * torch.log10(residual)),
         "active": float(active.sum(dim=0).float().mean()),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy import sparse
 
 from shared.config import UserError
 from shared.data import data_root
-from shared.loop import Loop
+from shared.loop import Loop, cell_loop
 from word_factors.analogy import Space, answer, three_cos_add
 from word_factors.analysis import google_questions
 from word_factors.baselines import BASELINES, Baseline, baseline_scores
@@ -63,15 +64,30 @@ JUDGE = "glove-twitter"  # the other embedding, which looks for intruders
 HEARD = 1_000_000  # tokens of the other corpus: coherence looks at every window of ten
 
 
-def learned(config: TrainConfig, source: Source | None = None) -> tuple[FactorModel, sparse.csr_array, dict[str, Any]]:
-    """Train a dictionary without a run folder, on `source` if given: (model, codes of the vocabulary, the loop's
-    summary)."""
+@dataclass(frozen=True)
+class Learned:
+    """A trained dictionary. Attributes: codes: of the vocabulary. seconds: of training. history: what was measured on
+    the fixed sample, a row a time."""
+
+    model: FactorModel
+    codes: sparse.csr_array
+    seconds: float
+    history: list[dict[str, float]]
+
+
+def learned(config: TrainConfig, source: Source | None = None, scratch: Path | None = None) -> Learned:
+    """Train a dictionary.
+
+    Args:
+        source: its vectors, where they are at hand already.
+        scratch: folder in which the run is kept, and gone on with; None for no folder.
+    """
     task = WordFactors(config, source)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*says nothing about frequencies.*")
-        summary = Loop(task, config, MEMBER, folder=False).run()
+        summary = cell_loop(task, config, MEMBER, scratch).run()
     model = task.model()
-    return model, model.encode(device=task.device), summary
+    return Learned(model, model.encode(device=task.device), summary["seconds"], task.history.rows)
 
 
 def sparsity(model: FactorModel, codes: sparse.csr_array) -> dict[str, float]:
@@ -88,7 +104,9 @@ def sparsity(model: FactorModel, codes: sparse.csr_array) -> dict[str, float]:
     }
 
 
-def measure_factors(config: TrainConfig, source: Source | None = None, thorough: bool = True) -> dict[str, Any]:
+def measure_factors(
+    config: TrainConfig, source: Source | None = None, thorough: bool = True, scratch: Path | None = None
+) -> dict[str, Any]:
     """Everything that the claims on one embedding need, as JSON values.
 
     Args:
@@ -96,8 +114,10 @@ def measure_factors(config: TrainConfig, source: Source | None = None, thorough:
         source: its vectors, where they are at hand already.
         thorough: also classes against all baselines, classes of BATS, the judges of top words, and all classes and
             sections of analogies over several halvings (minutes).
+        scratch: folder in which training is kept, and gone on with.
     """
-    model, codes, summary = learned(config, source)
+    trained = learned(config, source, scratch)
+    model, codes = trained.model, trained.codes
     embedding = model.embedding
     assert embedding is not None
     p = root_frequency(embedding.counts)
@@ -109,7 +129,7 @@ def measure_factors(config: TrainConfig, source: Source | None = None, thorough:
         "data": embedding.name,
         "words": len(embedding),
         "counts_from": embedding.counts_from,
-        "train_seconds": summary["seconds"],
+        "train_seconds": trained.seconds,
         "energy_kept": energy_kept(model, config, source),
         "fista_150": fista_error(model),
         "fista_150_restarted": fista_error(model, restart=True),
@@ -135,6 +155,7 @@ def measure_factors(config: TrainConfig, source: Source | None = None, thorough:
         values |= judged_elsewhere(tops, codes, embedding, config)
     if config.seed == 0:
         sample = torch.from_numpy(model.vectors()[fair_rows(len(embedding), 1000)]).T
+        values["history"] = trained.history
         values["similarity"] = pack(coactivation(codes, p).astype(np.float16))
         values["curve"] = sparsity_points(sample, model.phi, model.lam)
         values["looked_at"] = looked_at(model, codes)
@@ -324,11 +345,12 @@ def measure_embedding(config: TrainConfig, dictionaries: int) -> dict[str, Any]:
     right = sum(int(s.right(answer(space, three_cos_add, s.abc()), task.forms).sum()) for s in task.sections)
     found = []
     for seed in range(dictionaries):
-        model, codes, summary = learned(replace(config, seed=seed), source)
+        trained = learned(replace(config, seed=seed), source)
+        model, codes = trained.model, trained.codes
         first = codes[: min(SHARED_WORDS, len(embedding))]
         found.append({
             **sparsity(model, codes),
-            "train_seconds": summary["seconds"],
+            "train_seconds": trained.seconds,
             "codes": pack_codes(first),
             "top_words": [[word for word, _ in top] for top in all_top_words(codes, embedding, 8)],
         })  # fmt: skip

@@ -29,6 +29,7 @@ from word_factors.sources import open_source
 
 MEMBER = "word-factors"
 MODEL_FILE, CODES_FILE, GROUPS_FILE, NAMES_FILE = "model.pt", "codes.npz", "groups.json", "names.yaml"
+RELIABILITY_FILE = "reliability.json"
 
 
 @dataclass
@@ -100,6 +101,37 @@ class Run:
         """Keep groups for the other commands."""
         write_json(self.folder / GROUPS_FILE, {"model": self.model.digest, **how, "labels": labels.tolist()})
 
+    @cached_property
+    def reliability(self) -> NDArray[np.float64] | None:
+        """[K] mean best cosine of each factor in the runs it was last compared with; None if it never was."""
+        path = self.folder / RELIABILITY_FILE
+        if not path.exists():
+            return None
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["model"] != self.model.digest:
+                return None
+            found = np.array(kept["reliability"], dtype=np.float64)
+            if found.shape != (self.model.K,) or not np.isfinite(found).all():
+                raise ValueError(f"{found.size} values for {self.model.K} factors")
+            return found
+        except (OSError, ValueError, KeyError, TypeError) as error:  # to look at factors does not take it
+            warnings.warn(f"{path} is not used: {error}. Run `reliability` again.", stacklevel=2)
+            return None
+
+    def compare(self, others: Sequence[Run]) -> NDArray[np.float64] | None:
+        """[K] mean best cosine of each factor in other runs of the same space, kept for the other commands; without any
+        the one that was kept."""
+        if others:
+            self.reliability = reliability([self.phi, *(other.phi for other in others)])
+            content = {
+                "model": self.model.digest,
+                "runs": [str(other.folder) for other in others],
+                "reliability": self.reliability.tolist(),
+            }
+            write_json(self.folder / RELIABILITY_FILE, content)
+        return self.reliability
+
 
 def open_run(folder: Path, data_root: Path | None = None, device: str = "auto", quiet: bool = False) -> Run:
     """Open a run, finished or stopped at a checkpoint.
@@ -128,10 +160,13 @@ def open_others(first: Run, folders: Sequence[Path], data_root: Path | None, dev
     """Further runs whose dictionaries live in the space of the first.
 
     Raises:
-        UserError: one was learned on vectors of another embedding or preprocessing.
+        UserError: one was learned on vectors of another embedding or preprocessing, or holds the same dictionary.
     """
     runs = [open_run(folder, data_root, device, quiet) for folder in folders]
     for run in runs:
+        if run.model.digest == first.model.digest:
+            hint = "Its dictionary is this run's: all factors would be found again."
+            raise UserError("--others", run.folder, "runs under other seeds", hint)
         same = run.model.vocabulary == first.model.vocabulary
         if not same or run.config.preprocess != first.config.preprocess:
             hint = "`word-factors reliability` compares activations on shared words for runs on different vectors."
@@ -173,6 +208,18 @@ def factor_names(run: Run) -> list[str]:
     return [given.names.get(j, name) for j, name in enumerate(found)]
 
 
-def reliability_of(run: Run, others: Sequence[Run]) -> NDArray[np.float64] | None:
-    """[K] mean best cosine of each factor in other runs; None without any."""
-    return reliability([run.phi, *(other.phi for other in others)]) if others else None
+def with_reliability(run: Run, names: Sequence[str]) -> list[str]:
+    """[K] names, each with the factor's reliability beside it: `r 0.93`, or `r ?` where no other run was compared."""
+    found = run.reliability
+    return [f"{name} [r {'?' if found is None else format(found[j], '.2f')}]" for j, name in enumerate(names)]
+
+
+def reliability_column(run: Run) -> list[str]:
+    """[K] the same as a column of a table."""
+    return ["?"] * run.model.K if run.reliability is None else [f"{value:.2f}" for value in run.reliability]
+
+
+def hint_reliability(run: Run) -> None:
+    """Say, where nothing is known of it, how to learn what `r ?` would be."""
+    if run.reliability is None and not run.quiet:
+        print("reliability (r) unknown: name runs on the same vectors under other seeds by --others.")

@@ -23,8 +23,13 @@ def draw(outcomes: Outcomes, folder: Path) -> list[Path]:
     names = [", ".join(top[:3]) for top in values["top_words"]]
     made: list[Path] = []
     phis = dictionaries(outcomes)
+    found = [f"{value:.2f}" for value in reliability(phis)] if len(phis) > 1 else ["?"] * len(names)
+    names = [f"{name} [r {value}]" for name, value in zip(names, found, strict=True)]
     drawn = np.sort(np.random.default_rng(0).choice(len(names), SAMPLE, replace=False))
-    rows = [(f"factor {j}", [(str(word), float(alpha)) for word, alpha in values["top_activations"][j]]) for j in drawn]
+    rows = [
+        (f"factor {j}\nr {found[j]}", [(str(word), float(alpha)) for word, alpha in values["top_activations"][j]])
+        for j in drawn
+    ]
     made.append(figures.top_words_of_factors(folder / "factors", rows))
     if len(phis) > 1:
         d, K = phis[0].shape
@@ -48,6 +53,8 @@ def draw(outcomes: Outcomes, folder: Path) -> list[Path]:
     if "similarity" in values:
         similarity = unpack(values["similarity"]).astype(np.float32)
         made.append(figures.ordered_coactivation(folder / "coactivation", similarity, np.array(values["labels"])))
+    if "history" in values:
+        made.append(figures.training_curves(folder / "training", values["history"]))
     if "curve" in values:
         points = [(float(lam), float(active), float(left)) for lam, active, left in values["curve"]]
         made.append(figures.sparsity_curve(folder / "sparsity", points, mean(outcomes.values("factors", "lam"))))
