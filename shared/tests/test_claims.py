@@ -158,7 +158,7 @@ def test_a_long_cell_goes_on_from_what_it_kept_unless_the_code_is_another(
     with pytest.raises(RunFailed, match="killed"):
         reproduce(ToyStudy(), replace(config, force=True))
     for path in store.glob("*.part/begun.json"):
-        path.write_text('{"commit": "another"}')
+        path.write_text('{"code": "another"}')
     for path in store.glob("*.json"):
         path.unlink()
     with pytest.raises(RunFailed, match="killed"):

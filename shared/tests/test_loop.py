@@ -395,3 +395,51 @@ def test_a_cells_run_is_taken_up_where_it_was_left(tmp_path: Path) -> None:
     )
     assert again.run()["metrics"] == whole["metrics"]
     assert rows(tmp_path / "cell" / "run") == rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("remains", ["lock", "config", "checkpoint"])
+def test_a_cells_run_that_cannot_be_taken_up_begins_anew(tmp_path: Path, remains: str) -> None:
+    flags = RunConfig(device="cpu", quiet=True, steps=60, checkpoint_every=10)
+    whole = cell_loop(Regression(), flags, "toy", tmp_path / "whole").run()
+    folder = tmp_path / "cell" / "run"
+    if remains == "lock":  # killed before anything else was written
+        folder.mkdir(parents=True)
+        (folder / ".lock").touch()
+    else:
+        loop = cell_loop(Regression(), flags, "toy", tmp_path / "cell")
+        loop.run()
+        assert loop.folder is not None
+        loop.folder.close()
+        if remains == "config":
+            (folder / "config.json").write_bytes(b"\xff\xfe{")
+        else:
+            for path in (folder / "checkpoints").glob("*.pt"):
+                path.write_bytes(b"half")
+    again = cell_loop(Regression(), flags, "toy", tmp_path / "cell")
+    assert again.step == 0
+    assert again.run()["metrics"] == whole["metrics"]
+
+
+def test_a_cell_of_many_looks_is_not_kept_at_every_one(tmp_path: Path) -> None:
+    flags = RunConfig(device="cpu", quiet=True, steps=1000, eval_every=5)
+    assert cell_loop(Regression(), flags, "toy", tmp_path).config.checkpoint_every == 20
+
+
+@pytest.mark.gpu
+def test_observers_see_the_gradient_itself_under_fp16(tmp_path: Path) -> None:
+    found = {}
+    for precision in ("fp32", "fp16"):
+        task = Regression()
+        loop = Loop(task, config(tmp_path / precision, steps=1, device="cuda", precision=precision), "toy")
+        update = loop.update
+
+        def watched(*given: Any, update: Any = update, task: Any = task, **named: Any) -> Any:
+            def observe() -> dict[str, Any]:
+                return {"norm": torch.cat([p.grad.flatten() for p in task.model.parameters()]).norm()}
+
+            return update(*given, **named, observe=observe)
+
+        loop.update = watched  # type: ignore[method-assign]
+        loop.run()
+        found[precision] = rows(tmp_path / precision)[0]["norm"]
+    assert found["fp16"] == pytest.approx(found["fp32"], rel=0.02)

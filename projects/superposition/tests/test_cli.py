@@ -71,6 +71,8 @@ def test_evaluate(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert found["metrics"]["context_found"] > 0.6
     assert found["metrics"]["average"] == pytest.approx(sum(found["accuracy"][j][j] for j in range(3)) / 3)
     assert "key 2" in capsys.readouterr().out
+    assert main(["evaluate", str(run), "--device", "cpu", "--out", str(tmp_path / "e.json")]) == 2
+    assert "--force" in capsys.readouterr().err
     assert main(["evaluate", str(run), "--select", "--select-batch", "9999"]) == 2
     assert "--select-batch" in capsys.readouterr().err
 
@@ -94,6 +96,14 @@ def test_retrieve_and_superpose(run: Path, tmp_path: Path, capsys: pytest.Captur
     capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "sum.pt"), "--device", "cpu", "--out", str(tmp_path / "s.json")]) == 0
     assert json.loads((tmp_path / "s.json").read_text())["tasks"] == [0, 1, 2]
+    for broken in ({}, {"kind": "rotation", "context_seed": 0, "parts": []}, {"kind": "rotation"}):
+        torch.save({"member": "superposition", "form": "superposed", "spec": broken, "state": {}}, tmp_path / "odd.pt")
+        assert main(["evaluate", str(tmp_path / "odd.pt"), "--device", "cpu"]) == 2
+        assert "specification" in capsys.readouterr().err
+    del state["spec"]["task"]
+    torch.save(state, tmp_path / "odd.pt")
+    assert main(["superpose", str(tmp_path / "odd.pt"), str(paths[1]), "--out", str(tmp_path / "x.pt")]) == 2
+    assert "task" in capsys.readouterr().err
     assert main(["evaluate", str(paths[0]), "--device", "cpu"]) == 2
     (tmp_path / "bad.pt").write_bytes(b"no model")
     assert main(["superpose", str(paths[0]), str(tmp_path / "bad.pt"), "--out", str(tmp_path / "x.pt")]) == 2
@@ -108,6 +118,11 @@ def test_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(found["rows"]) == 8
     assert set(found["offline"]["kept"]) == {"binary 2", "rotation 2"}
     assert (tmp_path / "noise.png").exists()
+    assert main(["noise", *flags]) == 2
+    assert "--force" in capsys.readouterr().err
+    for flag in ("--dims", "--models"):
+        assert main(["noise", flag, "--out", str(tmp_path / "none")]) == 2
+        assert flag in capsys.readouterr().err
 
 
 def test_inspect_counts_what_the_paper_counts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,6 +133,8 @@ def test_inspect_counts_what_the_paper_counts(capsys: pytest.CaptureFixture[str]
     assert "3,351,140" in text
     assert "811,264" in text  # a rotation: 784^2 + 3 x 256^2
     assert "1,552 of 1 bit" in text
+    assert main(["inspect", "--method", "ewc", "--strength", "10", "--table"]) == 0
+    assert "1,552 of 1 bit" in capsys.readouterr().out
 
 
 def test_sweep_and_plot(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +145,17 @@ def test_sweep_and_plot(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert [cell["name"] for cell in cells] == ["binary H=16 K=2", "si H=16 K=2 strength=1", "si H=16 K=2 strength=10"]
     assert main(["plot", str(run), "--out", str(tmp_path / "both")]) == 0
     assert (tmp_path / "both.png").exists()
+    assert main(["plot", str(run), "--out", str(tmp_path / "both")]) == 2
+    assert "--force" in capsys.readouterr().err
+    twin = tmp_path / "twin" / run.name  # of the same label and name, measured at other steps, cut off while writing
+    twin.mkdir(parents=True)
+    (twin / "config.json").write_text((run / "config.json").read_text())
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    measured = [line for line in lines if "task1" in line]
+    (twin / "metrics.jsonl").write_text("\n".join(measured[1:]) + '\n{"step": 9')
+    assert main(["plot", str(run), str(twin), "--out", str(tmp_path / "twins")]) == 0
+    (twin / "config.json").write_bytes(b"\xff{")
+    assert main(["plot", str(twin), "--out", str(tmp_path / "twins"), "--force"]) == 2
     for flags, words in (
         (["--experiment", "perm-unit"], "perm-units"),
         (["--experiment", "perm-units", "--lr", "1"], "--lr"),
@@ -152,6 +180,8 @@ def test_sweep_and_plot(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (["--kind", "hadamard"], "power of 2"),
         (["--kind", "local-mix", "--tasks", "3"], ">= 4"),
         (["--schedule", "continuous"], "kind power"),
+        (["--schedule", "continuous", "--method", "multi-head"], "--schedule"),
+        (["--schedule", "continuous", "--method", "standard"], "--schedule"),
         (["--method", "si", "--kind", "complex"], "--method psp"),
         (["--numbers", "real", "--kind", "power"], "phasors"),
         (["--part", "real"], "--part"),

@@ -66,6 +66,30 @@ def test_a_context_for_every_row_is_the_loop_over_rows(kind: Kind) -> None:
         torch.testing.assert_close(together[row : row + 1], contexts.bind(x[row : row + 1], k))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("steps", [3, 7])
+def test_a_context_for_every_sequence_is_the_loop_over_them(kind: Kind, steps: int) -> None:
+    contexts = family(kind)
+    x = torch.stack([inputs(kind) * (step + 1) for step in range(steps)], 1)  # [7, steps, D]
+    ks = torch.tensor([0, 3, 3, 1, 0, 4, 2])
+    together = contexts.bind(x, ks)
+    for row, k in enumerate(ks.tolist()):
+        torch.testing.assert_close(together[row], contexts.bind(x[row], k))
+    if kind in INVERTIBLE:
+        torch.testing.assert_close(contexts.unbind(together, ks), x)
+    assert contexts.bind(x[:0], ks[:0]).shape == (0, steps, D)
+
+
+@pytest.mark.parametrize("kind", ["complex", "normal"])
+def test_a_family_that_is_converted_is_drawn_anew(kind: Kind) -> None:
+    contexts, exact = family(kind), family(kind)
+    like = torch.zeros(1, dtype=torch.float32)
+    contexts.rows(2, like)  # pyright: ignore
+    wide = torch.zeros(1, dtype=torch.float64)
+    found, expected = contexts.half().double().rows(2, wide), exact.rows(2, wide)  # pyright: ignore
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_binary_is_signs_and_its_own_inverse() -> None:
     contexts = family("binary", 10_000)
     row = contexts.sample(2)

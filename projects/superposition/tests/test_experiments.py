@@ -106,6 +106,10 @@ def test_tables_and_figures_are_drawn_from_outcomes(tmp_path: Path) -> None:
         "kinds", "widths", "rotating", "fast", "icifar", "units", "keys", "noise", "storage", "baselines",
     }  # fmt: skip
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)
+    published = [(Cell(name, {}, 0), {"values": values(0.7), "seconds": 1.0})
+                 for experiment in EXPERIMENTS for name in experiment_cells(experiment)]  # fmt: skip
+    made = study.figures(Outcomes(published), tmp_path)
+    assert {path.stem for path in made} == {*EXPERIMENTS, "perm-kinds-256", "perm-kinds-2000"} - {"perm-kinds"}
     assert study.tables(Outcomes([])) == {}
     assert study.figures(Outcomes([]), tmp_path) == []
 

@@ -57,6 +57,30 @@ def test_superposition_keeps_old_tasks_and_hides_them_from_other_keys(kind: Any)
     assert wrong < min(own) - 0.2
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"kind": k} for k in ("none", "binary", "complex", "power", "rotation")] + [{"method": m} for m in METHODS[1:]],
+)
+def test_mixed_precision_runs_whole_and_learns(fields: dict[str, Any]) -> None:
+    task = ran(**fields, period=60, tasks=2, precision="bf16")
+    assert task.on_task(1) > 0.5
+    found = task.noise()
+    assert (len(found) > 0) == (isinstance(task.network, Superposed) and fields.get("method") != "joint")
+    for value in found.values():
+        assert 0 < value < 100
+
+
+@pytest.mark.parametrize(("method", "more"), [("agem", {"memory": 20}), ("ewc", {"consolidation": "online"})])
+def test_where_tasks_come_again_baselines_take_stock_of_each_once(method: Any, more: dict[str, Any]) -> None:
+    turning = {"stream": "rotating", "tasks": 3, "period": 40, "contexts": 4, **more}
+    task = ran(method=method, **turning)
+    if method == "agem":
+        assert task.regulariser.x is not None  # pyright: ignore
+        assert len(task.regulariser.x) == 4 * 20  # pyright: ignore
+    with pytest.raises(UserError, match="online"):
+        replace(SMALL, **{**turning, "method": "ewc", "consolidation": "separate", "memory": 256})
+
+
 def test_the_standard_network_forgets_what_superposition_keeps() -> None:
     standard, binary = ran(method="standard", period=60, width=64), ran(period=60, width=64)
     assert binary.on_task(0) > standard.on_task(0) + 0.1

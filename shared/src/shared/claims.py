@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
+import inspect
 import json
 import math
 import os
@@ -593,7 +594,7 @@ def _run_cell(
     study: Study = getattr(importlib.import_module(module), name)()
     began = time.perf_counter()
     if scratch is not None:
-        _open_scratch(scratch)
+        _open_scratch(scratch, Path(inspect.getfile(type(study))).parent)
         study.scratch = scratch.resolve()
     values = study.run(cell, config)
     if scratch is not None:
@@ -606,16 +607,28 @@ def _run_cell(
     }
 
 
-def _open_scratch(scratch: Path) -> None:
+def _open_scratch(scratch: Path, package: Path) -> None:
     """Make the folder, or keep it as a killed attempt left it; what other code has begun is not gone on with."""
-    from shared.run import commit, write_json
+    from shared.run import write_json
 
-    path, mine = scratch / "begun.json", {"commit": commit()}
-    begun = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    path, mine = scratch / "begun.json", {"code": _fingerprint(Path(__file__).parent, package)}
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        begun = None
     if begun != mine:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         write_json(path, mine)
+
+
+def _fingerprint(*packages: Path) -> str:
+    """Of the code of packages; the same whatever else the repository holds."""
+    found = hashlib.sha256()
+    for package in packages:
+        for file in sorted(package.rglob("*.py")):
+            found.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes())
+    return found.hexdigest()[:16]
 
 
 class _HereExecutor(Executor):

@@ -31,6 +31,7 @@ import dataclasses
 import itertools
 import math
 import os
+import shutil
 import signal
 import time
 import warnings
@@ -63,6 +64,9 @@ class Stateful(Protocol):
     def state_dict(self) -> Any: ...
 
     def load_state_dict(self, state: Any, /) -> Any: ...
+
+
+CELL_CHECKPOINTS = 50  # of a cell of `reproduce`
 
 
 class Task:
@@ -199,6 +203,8 @@ class Loop:
             parameters = itertools.chain.from_iterable(g["params"] for o in optimizers for g in o.param_groups)
             totals["gradient_norm"] = self.accelerator.clip_grad_norm_(list(parameters), clip)  # pyright: ignore
         if observe is not None:
+            if clip is None:  # clipping has done so; under fp16 gradients are those of the loss times a large factor
+                self.accelerator.unscale_gradients(optimizers)
             totals |= observe()
         for each in optimizers:
             # Accelerate's wrapper searches the disk for an optional package at every step, ten times what the step of
@@ -486,14 +492,21 @@ def cell_loop(task: Task, config: RunConfig, member: str, scratch: Path | None) 
 
     Args:
         scratch: `Study.scratch`. None: no run folder. Else the run has one there, and a run that a killed attempt left
-            there is gone on with.
+            there is gone on with; what cannot be gone on with is begun anew.
     """
     if scratch is None:
         return Loop(task, config, member, folder=False)
     folder = scratch / "run"
-    begun = any((folder / "checkpoints").glob("*.pt"))
-    where: dict[str, Any] = {"resume": folder} if begun else {"out": folder, "force": True}
-    return Loop(task, dataclasses.replace(config, **where), member)
+    if config.steps is not None and config.checkpoint_every is None:  # enough to lose little, and not at every look
+        every = max(config.eval_every or 1, config.steps // CELL_CHECKPOINTS)
+        config = dataclasses.replace(config, checkpoint_every=every)
+    try:
+        if Checkpoints(folder / "checkpoints").load("newest") is not None:
+            return Loop(task, dataclasses.replace(config, resume=folder), member)
+    except UserError:
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    return Loop(task, dataclasses.replace(config, out=folder), member)
 
 
 def load_checkpoint(folder: Path, task: Task, member: str, which: Literal["newest", "best"] = "best") -> int:

@@ -170,7 +170,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         return found
     except OSError:
         raise UserError("run folder", folder, "a folder that holds config.json, written by `train`") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text at all
         raise UserError("run folder", path, "readable JSON", str(error)) from None
 
 
@@ -201,6 +201,19 @@ def is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def free_path(path: Path, force: bool, field: str = "--out") -> Path:
+    """`path`, if nothing is lost by writing it; its folder is made.
+
+    Raises:
+        UserError: a file is there and `force` was not given; the folder cannot be made.
+    """
+    if path.exists() and not force:
+        raise UserError(field, path, "a file that does not exist yet", "Replace it by --force.")
+    with writing(path, field):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -52,7 +52,7 @@ from carl.train import (
 from shared.cli import print_table
 from shared.config import UserError
 from shared.loop import Loop, load_checkpoint
-from shared.run import saved_config, write_json
+from shared.run import free_path, saved_config, write_json
 
 CATASTROPHES = {
     "cartpole": "the pole is beyond 90 degrees or the cart beyond 2.4 m",
@@ -219,6 +219,8 @@ def without_model(folder: Path) -> bool:
 
 def evaluate(config: EvaluateConfig) -> int:
     """`carl evaluate`."""
+    if config.out is not None:
+        free_path(config.out, config.force)
     if without_model(config.run):
         return evaluate_policies(config)
     run, learners, _ = open_phase(config.run, config.phase, config.device)
@@ -426,9 +428,7 @@ def record(config: RecordConfig) -> int:
         run, learners, adapted = open_phase(config.run, config.phase, config.device)
     wanted = (adapted,) if config.target is None else (config.target,)
     target = targets_of(run, wanted, config.in_distribution or config.target is None, "--target")[0]
-    out = config.out or config.run / "episode.npz"
-    if out.exists() and not config.force:
-        raise UserError("--out", out, "a file that does not exist yet", "Replace it by --force.")
+    out = free_path(config.out or config.run / "episode.npz", config.force)
     risk, learner, voter = Risk("none"), None, None
     if learners is not None:
         risk, (learner, voter) = risk_of_flags(config, run.env), learners[0]

@@ -287,6 +287,8 @@ class EvaluateConfig(CautionFlags):
     """auto, cpu, cuda, cuda:N or mps."""
     out: Path | None = None
     """Write the metrics to this JSON file."""
+    force: bool = False
+    """Replace an existing file."""
     quiet: bool = False
     """No table."""
 

@@ -35,20 +35,7 @@ from shared.claims import Cell, Outcomes, ReproduceConfig, Study, run_cells, wri
 from shared.cli import print_table
 from shared.config import UserError, check_choice, from_json, to_json
 from shared.data import data_root
-from shared.run import write_json, writing
-
-
-def free_path(path: Path, force: bool) -> Path:
-    """`path`, if nothing is lost by writing it.
-
-    Raises:
-        UserError: it is there already and `--force` was not given.
-    """
-    if path.exists() and not force:
-        raise UserError("--out", path, "a file that does not exist yet", "Replace it by --force.")
-    with writing(path, "--out"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+from shared.run import free_path, write_json
 
 
 def need_images(task: NetworkTask) -> Images:
@@ -67,6 +54,8 @@ def need_images(task: NetworkTask) -> Images:
 
 def evaluate(config: EvaluateConfig) -> int:
     """`rpg evaluate`."""
+    if config.out is not None:
+        free_path(config.out, config.force)
     task, _, step = open_run(config.run, config.which, config.device, config.data_root)
     metrics: dict[str, float] = {**task.measure()}
     on_train = task.measure(train=True)

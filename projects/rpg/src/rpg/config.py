@@ -228,6 +228,8 @@ class EvaluateConfig(RunChoice):
     """Also on corrupted test images, as a stand-in for out-of-distribution data."""
     out: Path | None = None
     """Write the metrics to this JSON file."""
+    force: bool = False
+    """Replace an existing file."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,8 @@ from shared.config import UserError, from_json, to_json
 from shared.data import data_root
 from shared.device import choose_device
 from shared.image_names import fingerprint
-from shared.run import saved_config, write_json
+from shared.metrics import read_metrics
+from shared.run import free_path, saved_config, write_json
 from superposition.build import make_network, make_stream, plain_network
 from superposition.config import (
     EvaluateConfig,
@@ -46,11 +46,14 @@ from superposition.train import (
     open_run,
     read_model,
     save_plain,
+    task_of,
 )
 
 
 def evaluate(config: EvaluateConfig) -> int:
     """`superposition evaluate`."""
+    if config.out is not None:
+        free_path(config.out, config.force)
     if config.run.is_file():
         return _evaluate_file(config)
     task, step = open_run(config.run, config.device, config.data_root)
@@ -107,12 +110,12 @@ def retrieve(config: RetrieveConfig) -> int:
 
 def superpose_files(config: SuperposeConfig) -> int:
     """`superposition superpose`."""
-    if config.out.exists() and not config.force:
-        raise UserError("--out", config.out, "a file that is not there yet, or --force")
+    free_path(config.out, config.force)
     if len(config.models) < 2:
         raise UserError("models", len(config.models), "two or more")
     files = [read_model(path, "plain") for path in config.models]
     configs = [config_of(file["spec"], path) for path, file in zip(config.models, files, strict=True)]
+    tasks = [task_of(file["spec"], path) for path, file in zip(config.models, files, strict=True)]
     for path, own in zip(config.models, configs, strict=True):
         if own.is_complex:
             raise UserError(f"{path}: numbers", "complex", "real: complex networks are not summed here")
@@ -129,12 +132,12 @@ def superpose_files(config: SuperposeConfig) -> int:
         models.append(model.to(device).eval())
     net = superpose(models, config.kind, config.seed).eval()
     tests = [
-        make_stream(override(own, data_root=config.data_root), device).test(int(file["spec"]["task"]))
-        for own, file in zip(configs, files, strict=True)
+        make_stream(override(own, data_root=config.data_root), device).test(j)
+        for own, j in zip(configs, tasks, strict=True)
     ]
     rows = [
-        (path.name, file["spec"]["task"], accuracy_plain(model, *test), accuracy(net, *test, s))
-        for s, (path, file, model, test) in enumerate(zip(config.models, files, models, tests, strict=True))
+        (path.name, j, accuracy_plain(model, *test), accuracy(net, *test, s))
+        for s, (path, j, model, test) in enumerate(zip(config.models, tasks, models, tests, strict=True))
     ]
     spec = {"kind": config.kind, "context_seed": config.seed, "parts": [file["spec"] for file in files]}
     save_atomically({"member": MEMBER, "form": "superposed", "spec": spec, "state": net.state_dict()}, config.out)
@@ -206,6 +209,7 @@ def offline_cell(
 def noise(config: NoiseConfig) -> int:
     """`superposition noise`."""
     out = config.out or Path("runs") / MEMBER / "noise"
+    free_path(out / "noise.json", config.force or config.out is None)
     rows = noise_rows(config)
     body = [(r["kind"], r["models"], r["inputs"], r["measured"], r["predicted"]) for r in rows]
     columns = ("kind", "models K", "inputs d", "measured noise", "sqrt((K - 1) / d)")
@@ -274,6 +278,7 @@ def storage_rows(config: TrainConfig, plain: int) -> list[tuple[str, str, str]]:
     rows = []
     for kind in KINDS:
         fields = {"kind": kind, "method": "psp", "numbers": "auto", "part": "full", "learn_context": False}
+        fields |= {name: TrainConfig.__dataclass_fields__[name].default for name in OF_BASELINES}
         try:
             other = from_json(TrainConfig, {**_shared(config), **fields})
             families = make_network(other).families()
@@ -286,6 +291,7 @@ def storage_rows(config: TrainConfig, plain: int) -> list[tuple[str, str, str]]:
     return rows
 
 
+OF_BASELINES = ("strength", "fisher", "fisher_samples", "consolidation", "gamma", "xi", "memory")
 CIRCUMSTANCES = {"seed", "out", "resume", "device", "data_root", "quiet", "force", "devices", "max_minutes"}
 
 
@@ -306,7 +312,7 @@ class SweepStudy(Study):
 
     def run(self, cell: Cell, config: ReproduceConfig) -> dict[str, Any]:
         flags = {"seed": cell.seed, "device": config.device, "quiet": True, "data_root": config.data_root}
-        return measure(from_json(TrainConfig, {**cell.settings, **flags}))
+        return measure(from_json(TrainConfig, {**cell.settings, **flags}), scratch=self.scratch)
 
     def quantities(self) -> Mapping[str, Callable[[Outcomes], Sequence[float]]]:
         return {}
@@ -384,22 +390,18 @@ def sweep(config: SweepConfig) -> int:
 
 def plot(config: PlotConfig) -> int:
     """`superposition plot`."""
-    lines: dict[str, list[Any]] = {}
     if not config.runs:
         raise UserError("runs", "none", "run folders written by `train`")
-    for run in config.runs:
-        saved = saved_config(run, TrainConfig, MEMBER)
-        rows = []
-        path = run / "metrics.jsonl"
-        if not path.exists():
+    out = config.out or Path("runs") / MEMBER / "plot"
+    free_path(out.with_suffix(".png"), config.force or config.out is None)
+    lines: dict[str, list[Any]] = {}
+    labels = [label(saved_config(run, TrainConfig, MEMBER)) for run in config.runs]
+    for run, name in zip(config.runs, labels, strict=True):
+        if not (run / "metrics.jsonl").exists():
             raise UserError("run folder", run, "one that holds metrics.jsonl, written by `train`")
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            if "task1" in row:
-                rows.append((row["step"], row["task1"]))
+        rows = [(row["step"], row["task1"]) for row in read_metrics(run, "eval") if "task1" in row]
         if not rows:
             raise UserError("run folder", run, "a run that was evaluated at least once")
-        name = label(saved)
-        lines.setdefault(name if name not in lines else f"{name}, {run.name}", []).append(rows)
-    print(curves(config.out, lines, "accuracy on the first task"))
+        lines[name if labels.count(name) == 1 else f"{name}, {run}"] = [rows]
+    print(curves(out, lines, "accuracy on the first task"))
     return 0

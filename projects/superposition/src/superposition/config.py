@@ -197,10 +197,9 @@ class TrainConfig(RunConfig):
             raise UserError("--numbers", self.numbers, f"real: networks of --method {self.method} are")
         if self.learn_context and kind not in LEARNABLE:
             raise UserError("--learn-context", kind, LEARNABLE)
-        if self.schedule == "continuous" and self.method == "psp" and kind != "power":
-            raise UserError(
-                "--schedule", self.schedule, f"another: contexts of kind {kind} are counted", "See --kind power."
-            )
+        if self.schedule == "continuous" and kind != "power":
+            what = f"contexts of kind {kind}" if self.method == "psp" else f"contexts of --method {self.method}"
+            raise UserError("--schedule", self.schedule, f"another: {what} are counted", "See --kind power.")
         if kind in CYCLIC and self.context_count < 4:
             hint = f"--kind {kind} takes neighbours modulo their number; of three all are the same."
             raise UserError("--contexts", self.context_count, "a number >= 4", hint)
@@ -217,6 +216,9 @@ class TrainConfig(RunConfig):
             if self.method not in methods and getattr(self, name) != usual[name].default:
                 flag = "--" + name.replace("_", "-")
                 raise UserError(flag, getattr(self, name), f"with --method {' or '.join(methods)}")
+        if self.method == "ewc" and self.stream == "rotating" and self.consolidation == "separate":
+            hint = "Where images turn, tasks come again, and each time a penalty would be added."
+            raise UserError("--consolidation", self.consolidation, "online with --stream rotating", hint)
         if self.gamma != 1.0 and self.consolidation != "online":
             raise UserError("--gamma", self.gamma, "with --consolidation online")
 
@@ -349,6 +351,8 @@ class EvaluateConfig(RunChoice):
     """Images that a context is found for together."""
     out: Path | None = None
     """Write the metrics and the matrix to this JSON file."""
+    force: bool = False
+    """Replace an existing file."""
 
     def __post_init__(self) -> None:
         check_range("--select-batch", self.select_batch, 1)
@@ -405,7 +409,9 @@ class NoiseConfig:
     seed: int = 0
     """Of models, input and contexts."""
     out: Path | None = None
-    """Folder for noise.json and the figure. Default: runs/superposition/noise."""
+    """Folder for noise.json and the figure. Default: runs/superposition/noise, replaced by every call."""
+    force: bool = False
+    """Replace an existing noise.json."""
     offline: int | None = None
     """Also train so many perceptrons, one a permutation of the pixels, and superpose them after training."""
     offline_width: int = 512
@@ -418,6 +424,9 @@ class NoiseConfig:
     """No table, no progress bar."""
 
     def __post_init__(self) -> None:
+        for flag, values in (("--models", self.models), ("--dims", self.dims)):
+            if not values:
+                raise UserError(flag, "none", "one number or more")
         for value in self.models:
             check_range("--models", value, 2)
         for value in self.dims:
@@ -443,8 +452,10 @@ class PlotConfig:
 
     runs: tuple[Path, ...]
     """Run folders, drawn together."""
-    out: Path = Path("runs/superposition/plot")
-    """Where to, without suffix."""
+    out: Path | None = None
+    """Where to, without suffix. Default: runs/superposition/plot, replaced by every call."""
+    force: bool = False
+    """Replace an existing file."""
 
 
 @dataclass(frozen=True)
@@ -463,7 +474,7 @@ class SweepConfig(TrainConfig):
     """Instead of the lists an experiment of the paper by name: perm-units, perm-kinds, rot-mnist, rot-fast,
     rot-fmnist, icifar, icifar100, supsup."""
     lite: bool = False
-    """That experiment on small embedded data with fewer steps."""
+    """That experiment with fewer steps on small data: embedded, but for icifar, which is CIFAR-10."""
     kinds: tuple[Kind, ...] = ()
     """Families of contexts (method psp)."""
     methods: tuple[Method, ...] = ()

@@ -18,8 +18,8 @@ import hashlib
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import ClassVar, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -179,6 +179,15 @@ class _Tabled(Contexts):
         self._far: OrderedDict[tuple[int, torch.device, torch.dtype], Tensor] = OrderedDict()  # beyond the table
         self.register_buffer("_table", torch.empty(0, *self._row_shape()), persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moved or converted, the table is emptied: cosines rounded to float32 would stay so in float64."""
+        before = self._table.device, self._table.dtype
+        super()._apply(fn, recurse)
+        if before != (self._table.device, self._table.dtype):
+            self._table, self._known = self._table[:0], 0
+            self._far.clear()
+        return self
+
     def _row_shape(self) -> tuple[int, ...]:
         return (self.dim,)
 
@@ -212,7 +221,6 @@ class _Tabled(Contexts):
         if self._table.device != like.device or self._table.dtype != like.dtype:
             if self._known:
                 log.info("contexts of layer %r move to %s, %s", self.layer, like.device, like.dtype)
-            # Drawn anew, not copied: cosines rounded to float32 would stay so in float64.
             self._table, self._known = self._table[:0].to(like), 0
         if k >= self._known:
             count = max(k + 1, min(2 * self._known, TABLE, self.limit or TABLE))
@@ -264,10 +272,10 @@ class Diagonal(_Tabled):
         return self.rows(k, self.learned[0] if self.learn else self._table)
 
     def bind(self, x: Tensor, k: Index) -> Tensor:
-        return x * self.rows(k, x)
+        return x * _spread(self.rows(k, x), x, k)
 
     def unbind(self, y: Tensor, k: Index) -> Tensor:
-        row = self.rows(k, y)
+        row = _spread(self.rows(k, y), y, k)
         if not self.learn and self.kind not in ("binary", "hadamard", "normal"):
             raise UserError(f"inverse of a context, kind {self.kind}", k, "a kind that is invertible: binary, ...")
         return y / row
@@ -404,6 +412,7 @@ class Phasors(_Tabled):
         like = x if real else x.parts
         row = self.rows(k, like)
         p, q = (row[0], row[1]) if row.dim() == 2 else (row[:, 0], row[:, 1])
+        p, q = (_spread(each, x if real else x.parts[0], k) for each in (p, q))
         q = q if sign > 0 else -q
         if real:
             return Complex(torch.stack([x * p, x * q]))
@@ -419,7 +428,8 @@ class Phasors(_Tabled):
 
     def _native(self, k: Index, like: Tensor) -> Tensor:
         row = self.rows(k, like.real if like.is_complex() else like)
-        return torch.complex(row[0], row[1]) if row.dim() == 2 else torch.complex(row[:, 0], row[:, 1])
+        phasors = torch.complex(row[0], row[1]) if row.dim() == 2 else torch.complex(row[:, 0], row[:, 1])
+        return _spread(phasors, like, k)
 
     def bind_parts(self, weight: Tensor, k: int | float, sign: float = 1.0) -> Tensor:
         """W C_k (or, with sign -1, W C_k^-1) of a complex weight held as parts [2, m, d]."""
@@ -523,6 +533,8 @@ class Matrix(Contexts):
     def by_rows(self, x: Tensor, k: Tensor, inverse: bool = False) -> Tensor:
         """A context for every row: rows are sorted by context and bound group by group."""
         self.check(k)
+        if not len(k):
+            return x
         order = torch.argsort(k)
         chosen, counts = k.unique(return_counts=True)
         act = self.unbind if inverse else self.bind
@@ -659,6 +671,13 @@ def derived_seed(*parts: object) -> int:
     """A seed from anything that prints; other parts give unrelated streams."""
     content = "\x1f".join(str(part) for part in parts).encode()
     return int.from_bytes(hashlib.blake2b(content, digest_size=7).digest(), "little")
+
+
+def _spread(row: Tensor, x: Tensor, k: Index) -> Tensor:
+    """A row for every sample, [B, d], for inputs [B, ..., d]: the same for all that lies between."""
+    if not isinstance(k, Tensor) or x.dim() <= 2:
+        return row
+    return row.view(len(row), *[1] * (x.dim() - 2), row.shape[-1])
 
 
 def _negative(k: Index) -> bool:

@@ -61,6 +61,25 @@ def bars(path: Path, values: Mapping[str, Sequence[float]], ylabel: str, title: 
     return path.with_suffix(".png")
 
 
+def by_width(path: Path, values: Mapping[str, Mapping[int, Sequence[float]]], ylabel: str, title: str = "") -> Path:
+    """Accuracy against units of a layer, a line for each way of training: mean of the seeds, their range as a band.
+
+    Args:
+        values: name -> units -> one value a seed.
+    """
+    with figure(path) as (_, axes):
+        for name, found in values.items():
+            units = sorted(found)
+            (line,) = axes.plot(units, [float(np.mean(found[each])) for each in units], "o-", label=name)
+            low, high = ([float(pick(found[each])) for each in units] for pick in (min, max))
+            axes.fill_between(units, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        axes.set(xlabel="units of a hidden layer", ylabel=ylabel, ylim=(0, 1), xscale="log", title=title)
+        axes.set_xticks(units := sorted({u for found in values.values() for u in found}), [str(u) for u in units])
+        axes.minorticks_off()
+        axes.legend(fontsize=8)
+    return path.with_suffix(".png")
+
+
 def noise_scaling(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Relative retrieval noise against sqrt((K - 1) / d), a mark for each kind; the line is equality."""
     with figure(path) as (_, axes):

@@ -19,7 +19,9 @@ def accuracy(network: Any, x: Tensor, y: Tensor, k: Index) -> float:
     was = network.training
     network.eval()
     right = torch.zeros((), dtype=torch.long, device=x.device)
-    for part, labels in zip(x.split(AT_A_TIME), y.split(AT_A_TIME), strict=True):
+    # Parts of one size: a last one of a few images has no statistics to be normalised by.
+    parts = max(1, -(-len(x) // AT_A_TIME))
+    for part, labels in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
         right += (network(part, k).argmax(1) == labels).sum()
     network.train(was)
     return int(right) / len(y)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -98,9 +98,12 @@ def _without_contexts(host: nn.Module, k: int | float) -> nn.Module:
     """Put plain layers in the places of contextual ones."""
     if isinstance(host, (Contextual, PerTaskBatchNorm2d)):
         return _plain(host, k)
-    for name, module in list(host.named_modules()):
+    made: dict[nn.Module, nn.Module] = {}
+    for name, module in list(host.named_modules(remove_duplicate=False)):
         if isinstance(module, (Contextual, PerTaskBatchNorm2d)):
-            _put(host, name, _plain(module, k))
+            if module not in made:
+                made[module] = _plain(module, k)
+            _put(host, name, made[module])
     return host
 
 
@@ -145,14 +148,19 @@ def contextualize(
         learn: name patterns of layers whose contexts are learned.
         bias: False takes the biases of bound layers away (as the authors' binary layers have none).
 
+    A layer that the network uses under two names stays one. What its owner does not call as a layer cannot be bound:
+    exclude it.
+
     Raises:
-        UserError: a complex kind; a pattern that meets no layer; a layer that cannot be bound.
+        UserError: a complex kind; a pattern that meets no layer; a layer that cannot be bound: of a derived class (as
+            in `nn.MultiheadAttention`, or under a parametrisation), or with a weight that another module has too.
     """
     if kind in PHASES:
         hint = "Phasors need a network of complex numbers: see `fully_connected(..., kind=...)`."
         raise UserError("--kind", kind, "a kind of real contexts for networks of real numbers", hint)
     host = copy.deepcopy(module)
-    names = [name for name, each in host.named_modules() if isinstance(each, (nn.Linear, nn.Conv2d))]
+    found = dict(host.named_modules(remove_duplicate=False))
+    names = [name for name, each in found.items() if isinstance(each, (nn.Linear, nn.Conv2d))]
     for pattern in (*(p for p in include if p != "*"), *exclude, *learn):
         if not fnmatch.filter(names, pattern):
             raise UserError("layer pattern", pattern, names)
@@ -160,12 +168,32 @@ def contextualize(
     if not chosen:
         raise UserError("layers to bind", "none", "a network with nn.Linear or nn.Conv2d, and patterns that meet one")
     for name in chosen:
-        plain = host.get_submodule(name)
-        made = _bound_layer(plain, name, kind, num_contexts, seed, _meets(name, learn), bias)
+        _check_bindable(found, name)
+    bound: dict[nn.Module, Contextual] = {}
+    for name in chosen:
+        plain = found[name]
+        if plain not in bound:
+            bound[plain] = _bound_layer(plain, name, kind, num_contexts, seed, _meets(name, learn), bias)
         if name == "":
-            return Superposed(made, num_contexts)
-        _put(host, name, made)
+            return Superposed(bound[plain], num_contexts)
+        _put(host, name, bound[plain])
     return Superposed(host, num_contexts)
+
+
+def _check_bindable(modules: Mapping[str, nn.Module], name: str) -> None:
+    """Refuse a layer whose binding would do nothing, or something else than what its network means.
+
+    Raises:
+        UserError: names the layer and the reason.
+    """
+    layer = modules[name]
+    hint = f"Leave it out: exclude=[{name!r}]."
+    if type(layer) not in (nn.Linear, nn.Conv2d):
+        raise UserError(f"layer {name!r}", type(layer).__name__, "nn.Linear or nn.Conv2d itself", hint)
+    own = {id(parameter) for parameter in layer.parameters()}
+    for other, module in modules.items():
+        if module is not layer and own & {id(p) for p in module.parameters(recurse=False)}:
+            raise UserError(f"layer {name!r}", f"a weight that {other!r} has too", "one of its own", hint)
 
 
 def _meets(name: str, patterns: Sequence[str]) -> bool:
@@ -179,7 +207,7 @@ def _bound_layer(
         layer: Contextual = PSPConv2d(plain, make_contexts(kind, kernel_inputs(plain), seed, name, limit, learn))
         if bias is False:
             layer.bias = None  # pyright: ignore
-        return layer.to(plain.weight)
+        return _alike(layer.to(plain.weight), plain)
     assert isinstance(plain, nn.Linear)
     family = make_contexts(kind, plain.in_features, seed, name, limit, learn)
     has_bias = plain.bias is not None and bias is not False
@@ -188,7 +216,16 @@ def _bound_layer(
         made.weight.copy_(plain.weight)
         if made.bias is not None:
             made.bias.copy_(plain.bias)
-    return made
+    return _alike(made, plain)
+
+
+def _alike(made: Contextual, plain: nn.Linear | nn.Conv2d) -> Contextual:
+    """What was frozen stays so, and what was in evaluation mode."""
+    for name, parameter in plain.named_parameters():
+        own = getattr(made, name)
+        if own is not None:
+            own.requires_grad_(parameter.requires_grad)
+    return made.train(plain.training)
 
 
 # -- architectures ----------------------------------------------------------------------------------------------------

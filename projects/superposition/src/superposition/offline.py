@@ -102,7 +102,7 @@ def noise_by_layer(
     found: dict[str, dict[str, float]] = {}
     for name, fed in layer_inputs(models[k], x).items():
         weights = [_kernel(model, name) for model in models]
-        total = torch.zeros(len(fed), len(weights[0]), dtype=torch.float64)
+        total = torch.zeros(len(fed), len(weights[0]), dtype=torch.float64, device=fed.device)
         for draw in range(draws):
             family = make_contexts(kind, fed.shape[1], derived_seed(seed, draw), name)
             seen = family.bind(fed, k)

@@ -305,8 +305,8 @@ def make_schedule(
 
     Args:
         name: `task` (the oracle's number of the task), `period` (the next of `length` contexts every `every` steps,
-            cyclic over a turn), `continuous` (the real number rate * t; kind `power`), `random` (one of `length`, drawn
-            anew every step), `constant` (0).
+            from the first again after the last), `continuous` (the real number rate * t; kind `power`), `random` (one
+            of `length`, drawn anew every step), `constant` (0).
         stream: whose tasks they are.
     """
     if name == "task":

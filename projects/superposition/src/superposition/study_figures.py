@@ -42,12 +42,26 @@ def draw(outcomes: Outcomes, folder: Path) -> list[Path]:
         made.append(figures.curves(folder / "fast", lines, "accuracy on upright images", (500, 1000, 1500), title))
     if lines := _curves(outcomes, {"standard": "icifar-lite standard", "binary": "icifar-lite binary"}):
         made.append(figures.curves(folder / "icifar", lines, "accuracy on the first five classes", (400,), "CIFAR-10"))
-    for name in [n for n in outcomes.names() if n.startswith(("units ", "perm-units", "rot-", "icifar "))]:
-        stem = name.split(" ")[0]
-        lines = _curves(outcomes, {n: n for n in outcomes.names() if n.startswith(stem + " ")})
-        path = figures.curves(folder / stem, lines, "accuracy on the first task", (), stem)
-        if path not in made:
-            made.append(path)
+    for stem in ("units", "perm-units", "perm-kinds"):
+        sized: dict[str, dict[int, Any]] = {}
+        for name in outcomes.names():
+            if name.startswith(stem + " ") and " H=" in name:
+                way, units = name.removeprefix(stem + " ").split(" H=")
+                sized.setdefault(way, {})[int(units)] = outcomes.values(name, "average")
+        if not sized:
+            continue
+        if stem == "perm-kinds":  # two widths, on other numbers of tasks
+            for units in sorted({u for found in sized.values() for u in found}):
+                own = {way: found[units] for way, found in sized.items() if units in found}
+                title = f"{units} units a layer"
+                made.append(figures.bars(folder / f"{stem}-{units}", own, "average accuracy on all tasks", title))
+        else:
+            made.append(figures.by_width(folder / stem, sized, "average accuracy on all tasks", "permuting pixels"))
+    for stem in ("rot-mnist", "rot-fast", "rot-fmnist", "icifar", "icifar100", "supsup"):
+        names = {n.removeprefix(stem + " "): n for n in outcomes.names() if n.startswith(stem + " ")}
+        if lines := _curves(outcomes, names):
+            seen = "upright images" if stem.startswith("rot-") else "the first task"
+            made.append(figures.curves(folder / stem, lines, f"accuracy on {seen}", (), stem))
     if "permute10 binary" in outcomes and "permute10 complex" in outcomes:
         matrix = outcomes.raw("permute10 binary")[0]["matrix"]
         made.append(figures.heat_map(folder / "keys", matrix, "accuracy under key i on task j"))

@@ -163,7 +163,8 @@ class StreamTask(Task):
     def _end_task(self, j: int) -> None:
         """A task is over: baselines take stock, its accuracy is kept."""
         count = {"ewc": self.config.fisher_samples, "agem": self.config.memory}.get(self.config.method, 1)
-        if self.config.method in ("ewc", "si", "agem"):
+        again = self.config.method == "agem" and self.loop.step >= self.stream.tasks * self.stream.period
+        if self.config.method in ("ewc", "si", "agem") and not again:  # samples are stored once
             self.regulariser.end_task(*self.stream.sample(j, count, 0))
         if j == 0 and not self.record.anchor and isinstance(self.network, Superposed):
             self.record.anchor = [layer.weight.detach().clone() for _, layer in self.network.layers()]  # pyright: ignore
@@ -241,7 +242,9 @@ class StreamTask(Task):
         for (name, layer), anchor in zip(layers, self.record.anchor, strict=True):
             then = {"weight": anchor.to(layer.weight), "bias": None}  # pyright: ignore
             now = {"weight": layer.weight, "bias": None}
-            outs = [torch.func.functional_call(layer, w, (seen[name],)) for w in (then, now)]  # pyright: ignore
+            fed = seen[name]  # of lower precision where the network ran so
+            fed = Complex(fed.parts.to(anchor)) if isinstance(fed, Complex) else fed.to(anchor)
+            outs = [torch.func.functional_call(layer, w, (fed,)) for w in (then, now)]  # pyright: ignore
             old, new = (out.parts if isinstance(out, Complex) else out for out in outs)
             found[f"noise/{name}"] = float((new - old).norm() / old.norm().clamp(min=1e-12))
         self.network.set_context(before)

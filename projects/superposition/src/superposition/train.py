@@ -12,7 +12,7 @@ from shared.cli import override, print_table
 from shared.config import RunFailed, UserError, from_json, to_json
 from shared.image_names import fingerprint
 from shared.loop import Loop, cell_loop, load_checkpoint
-from shared.run import RunFolder, saved_config, write_json
+from shared.run import RunFolder, free_path, saved_config, write_json
 from superposition.build import root_of
 from superposition.config import TrainConfig
 from superposition.experiments import data_of
@@ -152,8 +152,7 @@ def save_plain(path: Path, task: StreamTask, k: float, force: bool) -> None:
     Raises:
         UserError: a file is there already; no such context.
     """
-    if path.exists() and not force:
-        raise UserError("--out", path, "a file that is not there yet, or --force")
+    free_path(path, force)
     keys = sorted({task.key(j) for j in task.shown() if task.trained_key(task.key(j)) is not None})
     found = task.trained_key(k)
     if found is None:
@@ -176,6 +175,18 @@ def config_of(spec: Mapping[str, Any], path: Path) -> TrainConfig:
         raise UserError("model file", path, "a specification written by `retrieve`") from None
 
 
+def task_of(spec: Mapping[str, Any], path: Path) -> int:
+    """The task that a model was trained for.
+
+    Raises:
+        UserError: a specification that names none.
+    """
+    task = spec.get("task")
+    if not isinstance(task, int) or isinstance(task, bool) or task < 0:
+        raise UserError(f"{path}: task", task, "an integer >= 0, as written by `retrieve`")
+    return task
+
+
 def load_superposed(path: Path) -> tuple[Superposed, list[TrainConfig], list[int]]:
     """Models that `superpose` has summed: (network, and of each model the config of its run and its task).
 
@@ -186,15 +197,17 @@ def load_superposed(path: Path) -> tuple[Superposed, list[TrainConfig], list[int
     from superposition.nets import contextualize
 
     file = read_model(path, "superposed")
-    configs = [config_of(part, path) for part in file["spec"]["parts"]]
-    net = contextualize(
-        plain_network(configs[0]), file["spec"]["kind"], len(configs), seed=file["spec"]["context_seed"]
-    )
+    try:
+        kind, seed, parts = (file["spec"][name] for name in ("kind", "context_seed", "parts"))
+        configs, tasks = [config_of(part, path) for part in parts], [task_of(part, path) for part in parts]
+        net = contextualize(plain_network(configs[0]), kind, len(configs), seed=seed)
+    except (KeyError, TypeError, IndexError):
+        raise UserError("model file", path, "a specification written by `superpose`") from None
     try:
         net.load_state_dict(file["state"])
     except RuntimeError as error:
         raise UserError("model file", path, "the tensors that its specification says", str(error)[:300]) from None
-    return net, configs, [int(part["task"]) for part in file["spec"]["parts"]]
+    return net, configs, tasks
 
 
 def read_model(path: Path, form: str) -> dict[str, Any]:

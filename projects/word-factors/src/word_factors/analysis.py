@@ -10,7 +10,7 @@ import numpy as np
 
 from shared.cli import print_table
 from shared.config import UserError, check_range
-from shared.run import write_json
+from shared.run import free_path, write_json
 from word_factors import figures
 from word_factors.analogy import Space
 from word_factors.analogy_table import Named
@@ -21,7 +21,6 @@ from word_factors.questions import AnalogyTask, IndexedTask
 from word_factors.runs import (
     Run,
     factor_names,
-    fresh,
     hint_reliability,
     open_others,
     open_run,
@@ -63,6 +62,8 @@ def space_of(run: Run, task: IndexedTask) -> tuple[Space, Factors]:
 
 def analogy(config: AnalogyConfig) -> int:
     """`word-factors analogy`."""
+    if config.out is not None:
+        free_path(config.out, config.force)
     run = open_run(config.run, config.data_root, config.device, config.quiet)
     task = task_of(config.questions, config.bats).in_vocabulary(run.embedding)
     space, factors = space_of(run, task)
@@ -148,6 +149,8 @@ def named_sections(config: AnalogyConfig) -> dict[str, Named]:
 
 def explain(config: ExplainConfig) -> int:
     """`word-factors explain`."""
+    if config.out is not None:
+        free_path(figures.png(config.out), config.force)
     from word_factors.manipulation import explain as contrast
 
     run = open_run(config.run, config.data_root, config.device, config.quiet)
@@ -195,7 +198,7 @@ def generate(config: GenerateConfig) -> int:
     for flag, chosen in (("--factors", config.factors), ("--groups", config.groups)):
         if len(set(chosen)) < len(chosen):
             raise UserError(flag, list(chosen), "each number once")
-    out = fresh(config.out or run.folder / "generated.txt", config.force)
+    out = free_path(config.out or run.folder / "generated.txt", config.force)
     forms = {}
     rows = np.array([forms.setdefault(word.lower(), row) for row, word in enumerate(run.embedding.words)])
     space = Space(run.vectors, rows, device=run.device)
@@ -237,6 +240,8 @@ def slug(names: list[str], j: int) -> str:
 
 def classes(config: ClassesConfig) -> int:
     """`word-factors classes`."""
+    if config.out is not None:
+        free_path(config.out, config.force)
     from word_factors.baselines import baseline_scores
     from word_factors.classes import class_lexicon, class_table, index_classes
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from shared.cli import print_table
 from shared.config import UserError, check_range
 from shared.data import data_root
-from shared.run import write_atomically, write_json
+from shared.run import free_path, write_atomically, write_json
 from word_factors import figures
 from word_factors.config import (
     EncodeConfig,
@@ -59,7 +59,6 @@ from word_factors.runs import (
     NAMES_FILE,
     Run,
     factor_names,
-    fresh,
     hint_reliability,
     open_others,
     open_run,
@@ -78,7 +77,7 @@ def vectors(config: VectorsConfig) -> int:
     from word_factors.sources import corpus_of, trained_vectors
     from word_factors.vectors import open_embedding, read_vectors, write_vectors
 
-    out = fresh(config.out, config.force)
+    out = free_path(config.out, config.force)
     corpus = None if config.vectors is not None else corpus_of(config, config.data_root)
     if corpus is not None:
         if config.counts is not None:
@@ -104,7 +103,7 @@ def encode(config: EncodeConfig) -> int:
     if out == usual and config.tol != EncodeConfig.tol:
         raise UserError("--out", out, f"another file: the run's own codes are to a tolerance of {EncodeConfig.tol:g}")
     if out != usual:
-        fresh(out, config.force)
+        free_path(out, config.force)
     model = run.model
     if config.vectors is not None:
         from word_factors.vectors import read_vectors
@@ -132,7 +131,7 @@ def factors(config: FactorsConfig) -> int:
     """`word-factors factors`."""
     run = open_run(config.run, config.data_root, config.device, config.quiet)
     if config.out is not None:
-        fresh(config.out, config.force)
+        free_path(config.out, config.force)
     found = run.compare(open_others(run, config.others, config.data_root, config.device, config.quiet))
     if config.sort == "reliability" and found is None:
         raise UserError("--sort", "reliability", "use, id, random; or name other runs by --others")
@@ -170,6 +169,8 @@ def factors(config: FactorsConfig) -> int:
 
 def word(config: WordConfig) -> int:
     """`word-factors word`."""
+    if config.out is not None:
+        free_path(figures.png(config.out), config.force)
     run = open_run(config.run, config.data_root, config.device, config.quiet)
     rows = run.embedding.rows(config.words)  # unknown words are refused before anything is computed
     run.compare(open_others(run, config.others, config.data_root, config.device, config.quiet))
@@ -286,6 +287,8 @@ def across_runs(config: GroupsConfig, run: Run, names: Sequence[str]) -> int:
 
 def reliability(config: ReliabilityConfig) -> int:
     """`word-factors reliability`."""
+    if config.out is not None:
+        free_path(figures.png(config.out), config.force)
     runs = [open_run(folder, config.data_root, config.device, config.quiet) for folder in config.runs]
     first, others = runs[0], runs[1:]
     same_space = all(
@@ -370,7 +373,7 @@ def explore(config: ExploreConfig) -> int:
     from word_factors.explore import page_content, write_page
 
     run = open_run(config.run, config.data_root, config.device, config.quiet)
-    out = fresh(config.out or run.folder / "explore.html", config.force)
+    out = free_path(config.out or run.folder / "explore.html", config.force)
     others = open_others(run, config.others, config.data_root, config.device, config.quiet)
     details = {
         "embedding": f"{run.embedding.name}, {len(run.embedding):,} words, {run.embedding.dim} dimensions",
@@ -405,6 +408,8 @@ def explore(config: ExploreConfig) -> int:
 
 def evaluate(config: EvaluateConfig) -> int:
     """`word-factors evaluate`."""
+    if config.out is not None:
+        free_path(config.out, config.force)
     run = open_run(config.run, config.data_root, config.device, config.quiet)
     measures: dict[str, float] = dict(vocabulary_measures(run.model, run.codes))
     phi = run.model.phi.to(run.device)

@@ -243,6 +243,8 @@ class EvaluateConfig(RunChoice):
     """Also draw sparsity and error over the weight of the activations."""
     out: Path | None = None
     """Write the metrics to this JSON file."""
+    force: bool = False
+    """Replace an existing file."""
 
 
 @dataclass(frozen=True)
@@ -290,6 +292,8 @@ class WordConfig(RunChoice):
     """Runs on the same vectors under other seeds, for the reliability beside each name; kept for later commands."""
     out: Path | None = None
     """Where the figure goes, without suffix. Default: <run>/figures/word-<words>."""
+    force: bool = False
+    """Replace an existing file."""
 
     def __post_init__(self) -> None:
         if not self.words:
@@ -340,6 +344,8 @@ class ReliabilityConfig:
     """auto, cpu, cuda, cuda:N or mps."""
     out: Path | None = None
     """Where the figure goes, without suffix. Default: figures/reliability in the first run."""
+    force: bool = False
+    """Replace an existing file."""
     quiet: bool = False
     """No progress bar, no table."""
 
@@ -368,6 +374,8 @@ class ClassesConfig(RunChoice):
     """Seed of the halves and baselines."""
     out: Path | None = None
     """Write the table to this JSON file."""
+    force: bool = False
+    """Replace an existing file."""
 
     def __post_init__(self) -> None:
         check_range("--seed", self.seed, 0, 2**32 - 1)
@@ -395,6 +403,8 @@ class AnalogyConfig(RunChoice):
     """Seed of the halves and of the random control."""
     out: Path | None = None
     """Write the table to this JSON file."""
+    force: bool = False
+    """Replace an existing file."""
 
     def __post_init__(self) -> None:
         check_range("--seed", self.seed, 0, 2**32 - 1)
@@ -419,6 +429,8 @@ class ExplainConfig(RunChoice):
     """Runs on the same vectors under other seeds, for the reliability beside each name; kept for later commands."""
     out: Path | None = None
     """Where the figure goes, without suffix. Default: <run>/figures/explain-<words>."""
+    force: bool = False
+    """Replace an existing file."""
 
     def __post_init__(self) -> None:
         check_range("--count", self.count, 1)

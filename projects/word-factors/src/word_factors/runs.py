@@ -176,17 +176,6 @@ def open_others(first: Run, folders: Sequence[Path], data_root: Path | None, dev
     return runs
 
 
-def fresh(path: Path, force: bool) -> Path:
-    """`path`, which must not exist unless `force`.
-
-    Raises:
-        UserError: it does.
-    """
-    if path.exists() and not force:
-        raise UserError("--out", path, "a file that does not exist, or --force to replace it")
-    return path
-
-
 def factor_names(run: Run) -> list[str]:
     """[K] the name that a person gave each factor, else its three top words and, where there is one, the hand-made
     class that it finds well (see `naming.automatic_names`)."""
