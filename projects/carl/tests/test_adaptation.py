@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from carl import commands
 from carl.adaptation import Branch, adapt, branch, is_test_point
@@ -24,9 +26,10 @@ from carl.episodes import packed, unpacked
 from carl.learner import Learner
 from carl.pretraining import make_learners, pretrain, source_iteration, source_of
 from carl.risk import Risk
-from carl.settings import SETTINGS, Setting
+from carl.settings import POLICY_SETTINGS, SETTINGS, Setting
 from carl.task import task_of
 from carl.train import CautiousAdaptation
+from shared.checkpoint import save_atomically
 from shared.config import Stopped, UserError
 from shared.loop import Loop, load_checkpoint
 from shared.metrics import read_metrics
@@ -330,22 +333,58 @@ def test_evaluate_pairs_cautions_and_judges_the_head(run: Path, tmp_path: Path) 
         assert found[4]["head"]["states"] > 0
 
 
-def test_evaluate_after_some_episodes_in_every_target(run: Path, tmp_path: Path) -> None:
+def test_evaluate_after_some_episodes_in_every_target(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Few-shot is adaptation and then the test: with seeds as `adapt` has them, the same model."""
+    kept: list[Any] = []
+    go_through = commands.go_through
+
+    def watched(branches: Any, *given: Any) -> Any:
+        logs = go_through(branches, *given)
+        kept.append([(each.target, each.label, each.voter is not None, weights_of(each.learner)) for each in branches])
+        return logs
+
+    monkeypatch.setattr(commands, "go_through", watched)
+    flags = ["--device", "cpu", "--quiet"]
+    own = ["--risk", "reward", "--target", "1.5", "--iterations", "1", "--tests", "0", "--out", str(tmp_path / "a")]
+    assert main(["adapt", str(run), *flags, *own]) == 0
+    (adapted,) = kept.pop()
+    flags = ["evaluate", str(run), *flags, "--episodes", "1", "--risks", "none", "reward", "--force"]
     out = tmp_path / "e.json"
-    flags = ["evaluate", str(run), "--device", "cpu", "--quiet", "--targets", "1.0", "1.5", "--episodes", "1"]
-    assert main([*flags, "--out", str(out), "--after", "1", "--risks", "none", "reward"]) == 0
-    few = json.loads(out.read_text())
-    assert few["after"] == 1
-    assert main([*flags, "--out", str(out), "--risks", "none", "reward"]) == 0
+    seed = json.loads((run / "config.json").read_text())["seed"]
+    few = ["--targets", "1.0", "1.5", "--after", "1", "--out", str(out)]
+    assert main([*flags, *few, "--seed", str(seed)]) == 0
+    found = {(target, label): weights for some in kept for target, label, _, weights in some}
+    assert set(found) == {(1.0, "none"), (1.0, "reward"), (1.5, "none"), (1.5, "reward")}
+    torch.testing.assert_close(found[1.5, "reward"], adapted[3], rtol=0, atol=0)
+    assert not torch.equal(found[1.5, "none"], adapted[3])
+    assert not torch.equal(found[1.0, "reward"], adapted[3])
+    report = json.loads(out.read_text())
+    assert report["after"] == 1
+    kept.clear()
+    assert main([*flags, *few, "--seed", str(seed + 1)]) == 0
+    assert all(not torch.equal(weights, found[target, label]) for some in kept for target, label, _, weights in some)
+    kept.clear()
+    assert main([*flags, *few[:3], "--out", str(out)]) == 0  # zero-shot: nothing learns
+    assert not kept
     zero = json.loads(out.read_text())
-    pairs = [(a["mse"], b["mse"]) for a, b in zip(few["found"], zero["found"], strict=True) if "head" in a]
-    returns = [(a["return"], b["return"]) for a, b in zip(few["found"], zero["found"], strict=True) if "risk" in a]
-    assert len(returns) == 4
-    assert pairs
-    assert all(a != b for a, b in returns)
+    assert [e["mse"] for e in zero["found"] if "head" in e] != [e["mse"] for e in report["found"] if "head" in e]
     assert main([*flags, "--phase", "adapted", "--after", "1"]) == 2
     assert main([*flags, "--risk", "none"]) == 2  # several are compared: --risks
+
+    frozen = tmp_path / "frozen"
+    shutil.copytree(run, frozen)
+    config = json.loads((frozen / "config.json").read_text())
+    (frozen / "config.json").write_text(json.dumps({**config, "adapt_head": "frozen"}))
+    flags[1] = str(frozen)
+    assert main([*flags, *few]) == 0
+    assert all(voted for some in kept for _, _, voted, _ in some)
+
+
+def weights_of(learner: Learner) -> Tensor:
+    """All weights of the ensemble in one row."""
+    return torch.cat([p.detach().flatten() for p in learner.ensemble.parameters()])
 
 
 def test_sweep_goes_over_the_grid_and_does_not_repeat_itself(
@@ -356,6 +395,11 @@ def test_sweep_goes_over_the_grid_and_does_not_repeat_itself(
     assert main([*flags, "--risks", "reward", "state", "--gammas", "30", "70", "--betas", "0.25", "0.5"]) == 0
     points = json.loads((out / "sweep.json").read_text())["points"]
     assert len(points) == 8
+    more = ["sweep", str(run), "--device", "cpu", "--quiet", "--out", str(out), "--targets", "2.0"]
+    assert main([*more, "--risks", "reward", "--gammas", "30", "--betas", "0.25", "--force"]) == 0
+    assert len(json.loads((out / "sweep.json").read_text())["points"]) == 9  # others stay
+    (tmp_path / "file").touch()
+    assert main([*more[:5], str(tmp_path / "file"), "--targets", "2.0"]) == 2
     assert (out / "reward-gamma.png").exists()
     assert (out / "state-beta.png").exists()
     monkeypatch.setattr("carl.commands.go_through", lambda *given: pytest.fail("run again"))
@@ -454,6 +498,10 @@ def test_a_car_is_filmed_without_any_display(tmp_path: Path) -> None:
     assert main(["train", *flags, "--risk", "reward", "--out", str(run)]) == 0
     assert main(["record", str(run), "--device", "cpu", "--quiet", "--video", "--risk", "reward"]) == 0
     assert (run / "episode.gif").read_bytes().startswith(b"GIF8")
+    (tmp_path / "mine.gif").write_text("kept")
+    flags = ["record", str(run), "--device", "cpu", "--quiet", "--video", "--risk", "reward"]
+    assert main([*flags, "--out", str(tmp_path / "mine.npz")]) == 2
+    assert (tmp_path / "mine.gif").read_text() == "kept"
 
 
 def test_envs_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
@@ -576,13 +624,40 @@ def test_published_sizes_are_the_published_ones() -> None:
         assert setting.after_catastrophe is None
 
 
+@pytest.mark.parametrize("method", ["ppo-dr", "rarl", "ppo-maml"])
+def test_the_source_budget_of_a_policy_is_in_steps_that_were_taken(method: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert (
+        main(["train", "--preset", "smoke", "--method", method, "--device", "cpu", "--quiet", "--out", str(out)]) == 0
+    )
+    summary = json.loads((out / "summary.json").read_text())["metrics"]
+    taken = [row["source_steps"] for row in read_metrics(out, "train") if "source_steps" in row]
+    budget, parts = POLICY_SETTINGS["smoke"].budget, len(taken)
+    largest = 4 * 2 * 2 * SMALL.steps  # of one update
+    assert all(budget * (n + 1) / parts <= used < budget * (n + 1) / parts + largest for n, used in enumerate(taken))
+    assert summary["source_steps"] == taken[-1]
+    assert summary["source_updates"] >= parts
+
+
+def test_no_target_outside_the_sources_is_said_and_not_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, flags = str(tmp_path / "run"), ["--device", "cpu", "--quiet"]
+    wide = ["--preset", "smoke", "--source-range", "0.4", "2.5", "--target", "3.0", "--risk", "reward"]
+    assert main(["train", *flags, *wide, "--out", out]) == 0
+    for verb, flag in (("adapt", "--target"), ("evaluate", "--targets"), ("sweep", "--targets")):
+        assert main([verb, out, *flags]) == 2
+        assert flag in capsys.readouterr().err
+
+
 def test_policies_are_evaluated_and_recorded_as_models_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, device = str(tmp_path / "run"), ["--device", "cpu", "--quiet"]
     assert main(["train", "--preset", "smoke", "--method", "ppo-dr", *device, "--out", out]) == 0
     found = {}
     for phase in ("source", "adapted"):
         file = tmp_path / f"{phase}.json"
-        flags = [*device, "--targets", "1.0", "1.5", "--episodes", "2", "--phase", phase, "--out", str(file)]
+        flags = [*device, "--targets", "1.0", "1.5", "--episodes", "2", "--seed", "0"]
+        flags += ["--phase", phase, "--out", str(file)]
         assert main(["evaluate", out, *flags]) == 0
         found[phase] = [each["episodes"] for each in json.loads(file.read_text())["found"]]
     assert [len(episodes) for episodes in found["source"]] == [2, 2]
@@ -593,10 +668,19 @@ def test_policies_are_evaluated_and_recorded_as_models_are(tmp_path: Path, capsy
         assert len(episode["states"]) == len(episode["actions"]) + 1
         assert np.abs(episode["states"][0]).max() <= 0.01  # a first state of the environment
     few = tmp_path / "few.json"
-    flags = [*device, "--targets", "1.0", "--episodes", "2", "--out", str(few)]
-    assert main(["evaluate", out, *flags, "--after", "1"]) == 0
+    flags = [*device, "--targets", "1.0", "--episodes", "2", "--out", str(few), "--after", "1", "--force"]
+    assert main(["evaluate", out, *flags, "--seed", "1"]) == 0
+    assert json.loads(few.read_text())["found"][0]["episodes"] != found["adapted"][0]
+    assert main(["evaluate", out, *flags, "--seed", "0"]) == 0
     # The run itself adapted for one episode at 1 m, from the same first state: the same policy, the same tests.
     assert json.loads(few.read_text())["found"][0]["episodes"] == found["adapted"][0]
-    (tmp_path / "run" / "source.pt").unlink()
+    capsys.readouterr()
+    source = tmp_path / "run" / "source.pt"
+    content = torch.load(source, weights_only=True)
+    for odd in ({"env": "duckietown"}, {"agents": [*content["agents"], *content["agents"]]}):
+        save_atomically({**content, **odd}, source)
+        assert main(["evaluate", out, *device]) == 2
+        assert "source phase" in capsys.readouterr().err
+    source.unlink()
     assert main(["evaluate", out, *device]) == 2
     assert "source.pt" in capsys.readouterr().err

@@ -52,7 +52,7 @@ from carl.train import (
 from shared.cli import print_table
 from shared.config import UserError
 from shared.loop import Loop, load_checkpoint
-from shared.run import free_path, saved_config, write_json
+from shared.run import free_path, saved_config, write_json, writing
 
 CATASTROPHES = {
     "cartpole": "the pole is beyond 90 degrees or the cart beyond 2.4 m",
@@ -88,6 +88,9 @@ def targets_of(
     source = range_of(run)
     listed = [t for t in PUBLISHED[run.env].targets if in_distribution or not source.contains(t) or t in source.listed]
     chosen = list(given) or listed
+    if not chosen:
+        hint = f"All that {run.env} lists lie inside the source range."
+        raise UserError(field, "none", f"targets outside {source}, or --in-distribution", hint)
     return [source.check_target(target, in_distribution, field) for target in chosen]
 
 
@@ -182,7 +185,7 @@ def evaluate_policies(config: EvaluateConfig) -> int:
     found: list[dict[str, Any]] = []
     for target in targets_of(run, config.targets, config.in_distribution):
         seeds = [[mixed(config.seed + n, "evaluate", 0, e) for e in range(config.episodes)] for n in range(len(agents))]
-        ready = learned_in(run, agents, target, config.after)
+        ready = learned_in(run, agents, target, config.after, config.seed)
         episodes = [
             e for agent, starts in zip(ready, seeds, strict=True) for e in greedy_episodes(agent, run, target, starts)
         ]
@@ -234,8 +237,11 @@ def evaluate(config: EvaluateConfig) -> int:
         for name, (number, (learner, voter)) in itertools.product(config.risks, enumerate(learners)):
             risk = risk_of_flags(config, run.env, name)
             check_head(voter or learner, risk)
-            own = learner.copy() if config.after else learner
-            branches.append(Branch(name, own, risk, target, config.seed + number, bool(config.after), voter))
+            if config.after:
+                frozen = run.adapt_head == "frozen"
+                branches.append(branch(learner, risk, target, config.seed + number, name, True, frozen))
+            else:
+                branches.append(Branch(name, learner, risk, target, config.seed + number, False, voter))
         if config.after:
             few = dataclasses.replace(setting, adapt_iterations=config.after)
             go_through(branches, run.env, few, 0, config.quiet)
@@ -250,15 +256,17 @@ def evaluate(config: EvaluateConfig) -> int:
             )  # fmt: skip
             found.append({"target": target, "risk": name, "episodes": [outline(e) for e in of], **values})
         seen = [e for some in episodes for e in some]
-        first, voter = learners[0]
-        judged = head_quality(voter or first, seen, config.beta)
+        first = branches[0].learner
+        votes = branches[0].voter or first
+        judged = head_quality(votes, seen, config.beta)
         heads.append((f"{target:g}", *judged.values()))
-        lead = by_lead_time(first, seen, setting.horizon, config.beta)
+        lead = by_lead_time(votes, seen, setting.horizon, config.beta)
         found.append({"target": target, "head": judged, "lead": lead, **first.errors(seen)})
     columns = ("target", "risk", "episodes", "return", "catastrophes", "steps until", "length", "ms an action")
     print_table(f"{run.env}, {described_phase(config, 'model')}", columns, rows, config.quiet)
     columns = ("target", "states", "catastrophes", "AUROC", "Brier", "false votes", "mean vote", "missed")
-    print_table("the catastrophe head of the first seed, on these states", columns, heads, config.quiet)
+    which = f" and caution, {config.risks[0]}" if config.after else ""
+    print_table(f"the catastrophe head of the first seed{which}, on these states", columns, heads, config.quiet)
     if config.out is not None:
         write_json(
             config.out,
@@ -325,23 +333,27 @@ def sweep(config: SweepConfig) -> int:
     for name, learner in itertools.product(config.risks, learners):
         check_head(learner, Risk(name))  # pyright: ignore
     out = config.out or config.run / "sweep"
-    out.mkdir(parents=True, exist_ok=True)
+    if out.exists() and not out.is_dir():
+        raise UserError("--out", out, "a folder")
+    with writing(out, "--out"):
+        out.mkdir(parents=True, exist_ok=True)
     points = sweep_points(config, run.env, targets)
     done: dict[str, dict[str, Any]] = {}
     path = out / "sweep.json"
-    if path.exists() and not config.force:
+    if path.exists():
         try:
             done = {entry["key"]: entry for entry in json.loads(path.read_text(encoding="utf-8"))["points"]}
         except (ValueError, KeyError, TypeError) as error:
-            hint = f"{error}. --force begins anew."
-            raise UserError("--out", path, "a file written by `carl sweep`", hint) from None
+            if not config.force:
+                hint = f"{error}. --force begins anew."
+                raise UserError("--out", path, "a file written by `carl sweep`", hint) from None
     source = hashlib.sha256((config.run / SOURCE_FILE).read_bytes()).hexdigest()[:12]  # points are of one source phase
     order = []
     with tqdm(total=len(points), unit="point", disable=True if config.quiet else None, desc=MEMBER) as bar:
         for risk, target, seed in points:
             key = f"{source} {described_risk(risk)} target={target:g} seed={seed} episodes={setting.adapt_iterations}"
             order.append(key)
-            if key not in done:
+            if key not in done or config.force:
                 each = branch(learners[seed % len(learners)], risk, target, seed, described_risk(risk))
                 log = go_through([each], run.env, setting, 0, True)[0]
                 done[key] = {
@@ -429,6 +441,8 @@ def record(config: RecordConfig) -> int:
     wanted = (adapted,) if config.target is None else (config.target,)
     target = targets_of(run, wanted, config.in_distribution or config.target is None, "--target")[0]
     out = free_path(config.out or config.run / "episode.npz", config.force)
+    if config.video:
+        free_path(out.with_suffix(".gif"), config.force, "--video")
     risk, learner, voter = Risk("none"), None, None
     if learners is not None:
         risk, (learner, voter) = risk_of_flags(config, run.env), learners[0]
@@ -442,7 +456,6 @@ def record(config: RecordConfig) -> int:
         episode = greedy_episodes(agents[0], run, target, [config.seed])[0]
     else:
         episode = run_episodes([start], run.env, task_of(run.env), run.setting().in_target(), traced=True)[0]
-    out.parent.mkdir(parents=True, exist_ok=True)
     traces = {n: v for n in ("votes", "disagreement") if (v := getattr(episode, n)) is not None}
     np.savez(
         out, states=episode.states, actions=episode.actions, rewards=episode.rewards,

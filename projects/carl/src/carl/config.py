@@ -158,7 +158,7 @@ class TrainConfig(SizeFlags, CautionFlags, RunConfig):
     nothing for none."""
     separate_sources: bool = False
     """Train methods that look for no catastrophes without the catastrophe head, as the authors do, those of --against
-    in a source phase of their own; else all have it, and one source phase."""
+    in a source phase of their own, which is kept in checkpoints alone; else all have it, and one source phase."""
     hit_wall_observation: Literal["attempted", "reverted"] | None = None
     """duckietown: what is seen of the step that hits a wall. Default: attempted, the authors' code's quirk."""
     source_range: tuple[float, float] | None = None
@@ -203,12 +203,12 @@ class TrainConfig(SizeFlags, CautionFlags, RunConfig):
         return not self.separate_sources or (self.method == "carl" and "state" in self.risk)
 
     def source_steps(self) -> int:
-        """Iterations of the source phase: episodes, or updates of a policy."""
+        """Iterations of the source phase: episodes, or parts of a policy's budget."""
         if self.method == "pets-scratch":
             return 0
         setting = self.setting()
         if self.method in MODEL_FREE and self.source_iterations is None:
-            return self.policy_setting().updates(self.method, setting.steps)
+            return self.policy_setting().shares(self.method, setting.steps)
         return setting.source_iterations
 
     def policy_setting(self) -> PolicySetting:
@@ -276,7 +276,8 @@ class EvaluateConfig(CautionFlags):
     phase: Literal["source", "adapted"] = "source"
     """source: what the source phase left; adapted: what the run's target episodes have made of it."""
     after: int = 0
-    """Few-shot: in every target each caution first learns from so many episodes (--phase source). 0: zero-shot."""
+    """Few-shot: in every target each caution first learns from so many episodes (--phase source), with the run's
+    --adapt-head. 0: zero-shot."""
     risks: tuple[RiskFlag, ...] = ("none", "reward", "state")
     """Cautions that meet the same first states and random numbers; a baseline without a model has none."""
     episodes: int = 5
@@ -368,7 +369,7 @@ class RecordConfig(CautionFlags):
     run: Path
     """Run folder, written by `train`."""
     target: float | None = None
-    """Domain of the episode. Default: the environment's first target."""
+    """Domain of the episode. Default: the run's target."""
     in_distribution: bool = False
     """Allow a target inside the source range."""
     phase: Literal["source", "adapted"] = "adapted"

@@ -13,6 +13,8 @@ from carl.adaptation import Branch, Log
 from carl.duckietown import COLUMNS, DRIVABLE, GOAL, ROWS, TILE
 from shared.figures import COLOURS, figure
 
+DASHES = ("-", (0, (5, 2)), (0, (2, 2)), (0, (7, 2, 1, 2)), (0, (1, 3)), "-", (0, (4, 4)), (0, (1, 1)))
+MARKERS = "osD^vP*X"
 Curves = Mapping[str, Sequence[Sequence[float]]]
 """Label -> one curve a seed."""
 
@@ -39,7 +41,10 @@ def _bands(axes: Any, curves: Curves, start: int = 1) -> None:
         values = np.array(seeds, float)  # [seeds, iterations]
         x = np.arange(start, start + values.shape[1])
         colour = COLOURS[place % len(COLOURS)]
-        axes.plot(x, values.mean(axis=0), color=colour, label=label)
+        # Another dash and a mark each: lines that lie on each other stay to be seen.
+        marks = {"marker": MARKERS[place % len(MARKERS)], "markersize": 4} if len(curves) > 1 and len(x) < 30 else {}
+        dash = DASHES[place % len(DASHES)]
+        axes.plot(x, values.mean(axis=0), color=colour, label=label, linestyle=dash, **marks)
         if len(values) > 1:
             axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15)
 
@@ -111,7 +116,7 @@ def paths_from_above(path: Path, episodes: Mapping[str, Sequence[Sequence[Sequen
     Args:
         episodes: variant -> episodes of (x, z, hit) a step.
     """
-    with figure(path, 1, len(episodes), figsize=(2.6 * len(episodes), 4.2), squeeze=False, svg=False) as (_, rows):
+    with figure(path, 1, len(episodes), figsize=(2.6 * len(episodes), 4.6), squeeze=False, svg=False) as (_, rows):
         for axes, (label, paths) in zip(rows[0], episodes.items(), strict=True):
             for column in range(COLUMNS):
                 for row in range(ROWS):

@@ -89,8 +89,9 @@ class MAML:
 
     def iteration(
         self, env: str, domains: Sequence[float], episodes: int, seed: int, steps: int, stop: int | None = None
-    ) -> tuple[dict[str, float], list[Paths]]:
-        """One meta-iteration: play, adapt, play again, and move the weights. Returns numbers and the first episodes.
+    ) -> tuple[dict[str, float], list[Paths], list[Paths]]:
+        """One meta-iteration: play, adapt, play again, and move the weights. Returns numbers, the first episodes, and
+        those after adapting.
         stop: steps after a catastrophe, `rollout`'s `after`."""
         start = {name: value.detach() for name, value in self.parameters().items()}
         before, after = [], []
@@ -112,7 +113,7 @@ class MAML:
             self.optimizer.step()
             losses.append(loss.item())
         gain = [(sum(b.returns()) - sum(a.returns())) / episodes for a, b in zip(before, after, strict=True)]
-        return {"outer_loss": sum(losses) / len(losses), "gain_of_adapting": sum(gain) / len(gain)}, before
+        return {"outer_loss": sum(losses) / len(losses), "gain_of_adapting": sum(gain) / len(gain)}, before, after
 
     @torch.no_grad()
     def settle(self, parameters: Parameters) -> None:

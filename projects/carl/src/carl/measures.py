@@ -258,7 +258,8 @@ def model_free(
 
     first, *others = targets or SETTINGS[preset][env].targets[:1]
     config = TrainConfig(
-        preset=preset, method=method, env=env, seed=seed, device=device, target=first, quiet=True  # pyright: ignore
+        preset=preset, method=method, env=env, seed=seed, device=device, target=first, quiet=True,  # pyright: ignore
+        checkpoint_every=1,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as made:
         loop = cell_loop(ModelFree(config), config, "carl", scratch or Path(made))
@@ -272,6 +273,8 @@ def model_free(
             logs[target] = again.adapt(again.agents)[0]
     return {
         "source_return": summary["metrics"]["source_return_last_3"],
+        "source_updates": summary["metrics"]["source_updates"],
+        "source_steps": summary["metrics"]["source_steps"],
         "adaptation": [
             {
                 "target": target,

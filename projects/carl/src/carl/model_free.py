@@ -54,6 +54,7 @@ class ModelFree(Task):
         self.agents = [self._agent(seed) for seed in self.seeds]
         self.logs = [Log() for _ in self.seeds]
         self.returns: list[list[float]] = [[] for _ in self.seeds]  # of the source phase, mean of an update's episodes
+        self.used = [0] * len(self.seeds)  # environment steps of the source phase
 
     def _agent(self, seed: int) -> Agent:
         if self.config.method == "ppo-maml":
@@ -75,12 +76,29 @@ class ModelFree(Task):
         return {"target_phase": float(iteration >= 0), **means}
 
     def _source_step(self, agent: Agent, seed: int, place: int) -> dict[str, float]:
-        number, sizes, steps, after = self.loop.step, self.sizes, self.setting.steps, self.setting.after_catastrophe
+        """As many updates as this part of the budget pays for, one at least; `--source-iterations` are updates."""
+        number, total = self.loop.step, self.config.source_steps()
+        paid = 0.0 if self.config.source_iterations is not None else self.sizes.budget * (number + 1) / total
+        found = self._update(agent, seed, place)
+        while self.used[place] < paid:
+            found = self._update(agent, seed, place)
+        if number == total - 1 and place == len(self.agents) - 1 and self.loop.folder is not None:
+            save_policies(self.loop.folder.path / SOURCE_FILE, self.config, self.agents)
+        return {**found, "source_steps": float(self.used[place])}
+
+    def _update(self, agent: Agent, seed: int, place: int) -> dict[str, float]:
+        """One update over the sources."""
+        number, sizes, steps, after = (
+            len(self.returns[place]),
+            self.sizes,
+            self.setting.steps,
+            self.setting.after_catastrophe,
+        )
         stream = np.random.default_rng(mixed(seed, "domain", number))
         own = mixed(seed, "source", number)
         if isinstance(agent, MAML):
             domains = [self.source.sample(stream) for _ in range(sizes.maml_domains)]
-            losses, played = agent.iteration(self.config.env, domains, sizes.maml_episodes, own, steps, after)
+            losses, played, again = agent.iteration(self.config.env, domains, sizes.maml_episodes, own, steps, after)
         else:
             domains = [self.source.sample(stream) for _ in range(sizes.episodes)]
             if isinstance(agent, RARL):
@@ -88,11 +106,10 @@ class ModelFree(Task):
             else:
                 paths = rollout(agent.policy, self.config.env, self.task, domains, "source", own, steps, after=after)
                 losses = agent.update(paths, own)
-            played = [paths]
+            played, again = [paths], []
+        self.used[place] += sum(int(paths.alive.sum()) for paths in (*played, *again))
         if number == 0:  # from the first episodes on: policies see inputs of one size
             self._normalise(agent, played)
-        if number == self.config.source_steps() - 1 and place == len(self.agents) - 1 and self.loop.folder is not None:
-            save_policies(self.loop.folder.path / SOURCE_FILE, self.config, self.agents)
         self.returns[place].append(statistics.fmean(r for paths in played for r in paths.returns()))
         share = statistics.fmean(float(paths.catastrophes.any(dim=1).float().mean()) for paths in played)
         return {"return": self.returns[place][-1], "catastrophe": share, **losses}
@@ -148,6 +165,8 @@ class ModelFree(Task):
         found: dict[str, float] = {}
         if self.returns[0]:
             found["source_return_last_3"] = statistics.fmean(r for each in self.returns for r in each[-3:])
+            found["source_updates"] = statistics.fmean(len(each) for each in self.returns)
+            found["source_steps"] = statistics.fmean(self.used)
         if self.logs[0].adaptation:
             found["max_return"] = statistics.fmean(log.running_maximum()[-1] for log in self.logs)
             found["catastrophes"] = statistics.fmean(log.catastrophes()[-1] for log in self.logs)
@@ -195,8 +214,11 @@ def load_policies(path: Path, config: TrainConfig, agents: Sequence[Agent]) -> N
         UserError: no such file, or one of another method.
     """
     found = load_plain(path, "source phase", f"{SOURCE_FILE} of a run whose source phase is over")
-    if not isinstance(found, dict) or found.get("member") != MEMBER or found.get("method") != config.method:
-        raise UserError("source phase", path, f"a file written by `carl train` for {config.method}")
+    mine = {"member": MEMBER, "method": config.method, "env": config.env}
+    if not isinstance(found, dict) or any(found.get(name) != value for name, value in mine.items()):
+        raise UserError("source phase", path, f"a file written by `carl train` for {config.method} on {config.env}")
+    if len(found["agents"]) != len(agents):
+        raise UserError("source phase", f"{path}: {len(found['agents'])} policies", f"{len(agents)}, one a seed")
     for agent, state in zip(agents, found["agents"], strict=True):
         agent.load_state_dict(state)
 
@@ -220,12 +242,19 @@ def open_policies(folder: Path, phase: Literal["source", "adapted"], device: str
     return config, task.agents
 
 
-def learned_in(config: TrainConfig, agents: Sequence[Agent], target: float, iterations: int) -> list[Agent]:
-    """What so many target iterations make of agents, which stay as they are."""
+def learned_in(config: TrainConfig, agents: Sequence[Agent], target: float, iterations: int, seed: int) -> list[Agent]:
+    """What so many target iterations, under `seed` and those that follow it, make of agents, which stay as they are."""
     if not iterations:
         return list(agents)
     own = dataclasses.replace(
-        config, target=target, adapt_iterations=iterations, tests=0, in_distribution=True, resume=None, quiet=True
+        config,
+        target=target,
+        adapt_iterations=iterations,
+        tests=0,
+        in_distribution=True,
+        resume=None,
+        quiet=True,
+        seed=seed,
     )
     task = ModelFree(own)
     task.start(Loop(task, own, MEMBER, folder=False))
@@ -254,6 +283,7 @@ class _State:
         return {
             "agents": [agent.state_dict() for agent in task.agents],
             "returns": [list(each) for each in task.returns],
+            "used": list(task.used),
             "logs": packed_logs(task.logs),
         }
 
@@ -262,4 +292,5 @@ class _State:
         for agent, saved in zip(task.agents, state["agents"], strict=True):
             agent.load_state_dict(saved)
         task.returns = [list(each) for each in state["returns"]]
+        task.used = list(state["used"])
         task.logs = unpacked_logs(state["logs"])

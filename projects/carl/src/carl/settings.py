@@ -175,8 +175,9 @@ class PolicySetting:
     maml_domains: int = 20
     maml_episodes: int = 10
 
-    def updates(self, method: str, steps: int) -> int:
-        """Updates that the budget pays for, with episodes of `steps` steps."""
+    def shares(self, method: str, steps: int) -> int:
+        """Parts into which the budget is divided, one a step of the loop: updates that it pays for where all episodes
+        have `steps` steps. Episodes that end before pay for several updates a part."""
         an_update = self.episodes * steps
         if method == "ppo-maml":
             an_update = 2 * self.maml_domains * self.maml_episodes * steps

@@ -75,9 +75,12 @@ def adaptations(outcomes: Outcomes, env: str, folder: Path) -> list[Path]:
 def sweep_of(outcomes: Outcomes, env: str, path: Path) -> Path:
     """Zero-shot steps until the catastrophe over targets."""
     points: dict[str, dict[float, list[float]]] = {}
-    for each in runs(outcomes, env)[0]["zero_shot"]:
-        seeds = [steps_until(run, each["variant"], each["target"]) for run in runs(outcomes, env)]
-        points.setdefault(each["variant"], {})[each["target"]] = [statistics.fmean(seed) for seed in seeds if seed]
+    found = runs(outcomes, env)
+    for variant, target in dict.fromkeys(
+        (each["variant"], each["target"]) for run in found for each in run["zero_shot"]
+    ):
+        seeds = [steps_until(run, variant, target) for run in found]
+        points.setdefault(variant, {})[target] = [statistics.fmean(seed) for seed in seeds if seed]
     ends, name = SOURCES[env]
     return target_sweep(path, points, ends, "steps until the catastrophe, zero-shot", name)
 
@@ -85,7 +88,7 @@ def sweep_of(outcomes: Outcomes, env: str, path: Path) -> Path:
 def heads(found: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     """Receiver curves of the head, mean of the seeds, and votes by lead time."""
     curves = {}
-    for loss in found[0]["receiver"]:
+    for loss in dict.fromkeys(loss for run in found for loss in run["receiver"]):
         some = [run["receiver"][loss] for run in found if loss in run["receiver"]]
         curves[loss] = (np.array(some[0]["false"]), np.mean([each["found"] for each in some], axis=0))
     made = [receiver_curves(folder / "head-receiver", curves, "catastrophe head on target states")] if curves else []

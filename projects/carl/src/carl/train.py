@@ -149,7 +149,8 @@ class CautiousAdaptation(Task):
             for learner, seed in zip(self.headless or self.learners, self.seeds, strict=True):
                 if name == "pets-scratch":
                     device, loss = str(self.loop.device), config.catastrophe_loss
-                    fresh = make_learners(config.env, self.setting, [seed], device, loss)[0]
+                    head = not config.separate_sources
+                    fresh = make_learners(config.env, self.setting, [seed], device, loss, head)[0]
                     self.branches.append(Branch(name, fresh, Risk("none"), self.target, seed))
                 else:
                     self.branches.append(branch(learner, Risk("none"), self.target, seed, name, name != "mb-frozen"))
