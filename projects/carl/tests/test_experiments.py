@@ -42,7 +42,7 @@ def cartpole(seed: int, **changes: Any) -> dict[str, Any]:
 def outcomes(**changes: Any) -> Outcomes:
     found = [(Cell("cartpole", {}, seed), {"values": {"seeds": [cartpole(seed, **changes)]}}) for seed in range(2)]
     ways = [{"target": t, "returns": [20.0, 40.0], "catastrophes": [1, 1], "test_catastrophes": 0} for t in (1.0, 2.0)]
-    free = {"source_return": 50.0, "adaptation": ways}
+    free = {"source_return": 50.0, "source_updates": 9.0, "source_steps": 100.0, "adaptation": ways}
     found += [(Cell(f"{method} cartpole", {}, seed), {"values": free}) for method in MODEL_FREE for seed in range(2)]
     return Outcomes(found)
 

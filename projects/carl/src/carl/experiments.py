@@ -405,12 +405,15 @@ def model_free_rows(outcomes: Outcomes, names: Sequence[str]) -> Table:
         for place, first in enumerate(found[0]["adaptation"]):
             logs = [each["adaptation"][place] for each in found]
             rows.append(
-                [name, f"{first['target']:g}", statistics.fmean(each["source_return"] for each in found),
+                [name, f"{first['target']:g}", statistics.fmean(each["source_steps"] for each in found),
+                 statistics.fmean(each["source_updates"] for each in found),
+                 statistics.fmean(each["source_return"] for each in found),
                  statistics.fmean(log["returns"][0] for log in logs),
                  statistics.fmean(max(log["returns"]) for log in logs),
                  statistics.fmean(sum(log["catastrophes"]) for log in logs)]
             )  # fmt: skip
-    return ("baseline", "target", "source return", "first return", "highest return", "catastrophes"), rows
+    columns = ("baseline", "target", "source steps", "updates", "source return", "first return", "highest return")
+    return (*columns, "catastrophes"), rows
 
 
 def head_rows(outcomes: Outcomes) -> Table:
