@@ -29,8 +29,8 @@ app = App(
 def train(config: TrainConfig) -> int:
     """Train in the source domains, then adapt one variant to one target. A step is an episode and a fit.
 
-    Without flags: CARL (State) on cartpole, two to three minutes on two cores. Ends with what happened in the target, and
-    figures in the run folder; `adapt` and `evaluate` go on from what the source phase left.
+    Without flags: CARL (State) on cartpole, two to three minutes on two cores. Ends with what happened in the target,
+    and figures in the run folder; `adapt` and `evaluate` go on from what the source phase left.
 
     carl train --risk reward --gamma 70 --target 1.5
     carl train --env duckietown --method mb-finetune
