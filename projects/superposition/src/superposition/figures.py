@@ -17,25 +17,40 @@ Curve = Sequence[tuple[float, float]]
 
 
 def curves(
-    path: Path, lines: Mapping[str, Sequence[Curve]], ylabel: str, marks: Sequence[float] = (), title: str = ""
+    path: Path,
+    lines: Mapping[str, Sequence[Curve]],
+    ylabel: str,
+    marks: Sequence[float] = (),
+    title: str = "",
+    closer: Sequence[str] = (),
 ) -> Path:
     """Accuracy against steps: the mean of several seeds as a line, their range as a band.
 
     Args:
         path: where to, without suffix. lines: name -> one curve a seed. ylabel: what is drawn.
         marks: steps at which a vertical line stands.
+        closer: lines that lie near each other, drawn once more beside, on a scale of their own.
     """
-    with figure(path) as (_, axes):
-        for mark in marks:
-            axes.axvline(mark, color="0.85", linewidth=0.6, zorder=0)
-        for name, seeds in lines.items():
-            steps = np.array([step for step, _ in seeds[0]])
-            values = np.array([[value for _, value in curve] for curve in seeds])
-            (line,) = axes.plot(steps, values.mean(0), label=name)
-            if len(values) > 1:
-                axes.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
-        axes.set(xlabel="step", ylabel=ylabel, ylim=(0, 1), title=title)
-        axes.legend(fontsize=8)
+    closer = [name for name in closer if name in lines]
+    size = {"figsize": (10.5, 3.9)} if closer else {}
+    with figure(path, 1, 2 if closer else 1, squeeze=False, **size) as (_, panels):
+        axes = panels[0]
+        colours = {name: f"C{place}" for place, name in enumerate(lines)}
+        for own, shown in zip(axes, (list(lines), closer), strict=False):
+            for mark in marks:
+                own.axvline(mark, color="0.85", linewidth=0.6, zorder=0)
+            for name in shown:
+                steps = np.array([step for step, _ in lines[name][0]])
+                values = np.array([[value for _, value in curve] for curve in lines[name]])
+                own.plot(steps, values.mean(0), label=name, color=colours[name])
+                if len(values) > 1:
+                    low, high = values.min(0), values.max(0)
+                    own.fill_between(steps, low, high, color=colours[name], alpha=0.15, linewidth=0)
+            own.set(xlabel="step", ylabel=ylabel)
+            own.legend(fontsize=8)
+        axes[0].set(ylim=(0, 1), title=title)
+        if closer:
+            axes[1].set(title="the same, closer: mean and range of seeds")
     return path.with_suffix(".png")
 
 

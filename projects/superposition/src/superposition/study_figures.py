@@ -26,7 +26,9 @@ def draw(outcomes: Outcomes, folder: Path) -> list[Path]:
     kinds = {k: f"permute10 {k}" for k in ("standard", "binary", "complex", "power", "rotation")}
     if lines := _curves(outcomes, kinds | {"EWC 10": "permute10 ewc 10", "SI 30": "permute10 si 30"}):
         marks = range(200, 2000, 200)
-        made.append(figures.curves(folder / "kinds", lines, "accuracy on the first task", marks, "permuting pixels"))
+        near = ("binary", "complex", "power", "rotation")
+        seen = "accuracy on the first task"
+        made.append(figures.curves(folder / "kinds", lines, seen, marks, "permuting pixels", near))
     widths = {
         f"{kind}, {width} units": f"permute30 {kind} H={width}"
         for kind in ("standard", "binary")
