@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -418,6 +419,25 @@ def test_a_cells_run_that_cannot_be_taken_up_begins_anew(tmp_path: Path, remains
     again = cell_loop(Regression(), flags, "toy", tmp_path / "cell")
     assert again.step == 0
     assert again.run()["metrics"] == whole["metrics"]
+
+
+def test_a_cells_run_in_use_is_refused_and_stays(tmp_path: Path) -> None:
+    flags = RunConfig(device="cpu", quiet=True, steps=60, checkpoint_every=10)
+    for steps in (0, 20):  # before its first checkpoint, and after
+        task = Regression()
+        loop = cell_loop(task, replace(flags, max_minutes=None), "toy", tmp_path / str(steps))
+        assert loop.folder is not None
+        step = task.step
+
+        def mortal(batch: Any, loop: Loop = loop, step: Any = step, steps: int = steps) -> Any:
+            if loop.step == steps:
+                with pytest.raises(UserError, match="no other run"):
+                    cell_loop(Regression(), flags, "toy", tmp_path / str(steps))
+            return step(batch)
+
+        task.step = mortal
+        assert loop.run()["steps"] == 60
+        assert (tmp_path / str(steps) / "run" / "summary.json").exists()
 
 
 def test_a_cell_of_many_looks_is_not_kept_at_every_one(tmp_path: Path) -> None:

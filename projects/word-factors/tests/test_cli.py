@@ -19,6 +19,7 @@ import pytest
 from shared.metrics import read_metrics
 from word_factors.analysis import google_questions
 from word_factors.cli import app, main
+from word_factors.naming import read_names
 from word_factors.questions import AnalogyTask
 
 VERBS = (
@@ -175,8 +176,12 @@ def test_reliability_is_beside_names_once_runs_were_compared(
     ):  # fmt: skip
         assert main([verb[0], str(run), *verb[1:]]) == 0
         out = capsys.readouterr().out
-        assert "?" not in out.replace("[r ?]", ""), verb[0]
-        assert any(f"{value:.2f}" in out for value in best), f"{verb[0]}: {out}"
+        assert "[r ?]" not in out, verb[0]
+        if verb[0] == "groups":
+            assert any(f"[r {value:.2f}]" in out for value in best), out
+        else:
+            for j in range(40) if verb[0] == "factors" else [strongest]:
+                assert f" {best[j]:.2f} " in out, f"{verb[0]}: {out}"
     assert f"{best[strongest]:.2f}" in out
 
     (run / "reliability.json").write_text('{"model": 1')
@@ -262,6 +267,40 @@ def test_classes(runs: list[Path], tmp_path: Path) -> None:
     means = json.loads(out.read_text())["means"]
     assert set(means) == {"factors", "raw", "rotation"}
     assert all(0 < value["ap"] <= 1 for value in means.values())
+
+
+def test_a_file_of_names_joins_those_that_are_there(runs: list[Path], tmp_path: Path) -> None:
+    run, file = tmp_path / "run", tmp_path / "names.yaml"
+    shutil.copytree(runs[0], run)
+    (run / "names.yaml").unlink(missing_ok=True)
+    assert main(["name", str(run), "--factor", "3", "--to", "three", "--names", str(file), "--quiet"]) == 0
+    for factor, name in (("3", "old"), ("5", "five")):
+        assert main(["name", str(run), "--factor", factor, "--to", name, "--quiet"]) == 0
+    assert main(["name", str(run), "--names", str(file), "--quiet"]) == 0
+    assert {entry.name for entry in read_names(run / "names.yaml")} == {"three", "five"}  # the file wins
+
+
+def test_files_that_are_there_are_not_replaced_unasked(
+    runs: list[Path], vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = (runs[0] / "codes.npz").read_bytes()
+    flags = ["--vectors", str(vectors), "--out", str(runs[0] / "codes.npz"), "--quiet", "--force"]
+    assert main(["encode", str(runs[0]), *flags]) == 2
+    assert (runs[0] / "codes.npz").read_bytes() == own
+    run = str(runs[0])
+    for number, (file, arguments) in enumerate([
+        ("w.png", ["word", run, "king"]), ("w-shares.svg", ["word", run, "king"]),
+        ("w.svg", ["explain", run, "king", "queen", "man", "woman"]), ("w.png", ["reliability", run, str(runs[1])]),
+    ]):  # fmt: skip
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / file).write_text("precious")
+        assert main([*arguments, "--out", str(folder / "w"), "--quiet"]) == 2
+        assert "--force" in capsys.readouterr().err
+        assert (folder / file).read_text() == "precious"
+    for verb in ("evaluate", "classes", "analogy"):
+        assert main([verb, run, "--out", str(tmp_path / "0" / "w.png"), "--quiet"]) == 2
+        assert "--force" in capsys.readouterr().err
 
 
 def test_names_follow_the_words(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,7 +38,7 @@ COMPARISONS = (">=", ">", "<=", "within", "between")
 # The presets of `reproduce`, from the shortest on; cpu-long is what the minutes of cpu leave out.
 Ladder = Literal["smoke", "cpu", "cpu-long", "gpu", "paper"]
 LADDER: tuple[Ladder, ...] = get_args(Ladder)
-LONG: tuple[Ladder, ...] = ("paper",)  # whose cells take hours
+LONG: tuple[Ladder, ...] = ("gpu", "paper")  # whose cells are long enough to be kept half done
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from shared.run import writing
+from shared.run import free_path, writing
 
 # Okabe and Ito's colours: told apart by colour-blind readers and in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -40,6 +40,17 @@ def png_only() -> Iterator[None]:
         yield
     finally:
         _VECTORS.reset(token)
+
+
+def free_figure(stem: Path, force: bool) -> Path:
+    """`stem`, if no figure of that name is there, or it may be replaced.
+
+    Raises:
+        UserError: as `shared.run.free_path`.
+    """
+    for suffix in (".png", ".svg"):
+        free_path(stem.with_name(stem.name + suffix), force)
+    return stem
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ from shared import device as devices
 from shared.checkpoint import Checkpoints
 from shared.config import RunConfig, RunFailed, Stopped, UserError, to_json
 from shared.metrics import MetricsWriter
-from shared.run import RunFolder, commit, versions
+from shared.run import FolderInUse, RunFolder, commit, refuse_in_use, versions
 
 Metrics = Mapping[str, Tensor | float]
 Loss = Tensor | tuple[Tensor, Metrics]
@@ -139,6 +139,7 @@ class Loop:
         self.latest: dict[str, float] = {}
         self.best: float | None = None
         self._pending: list[tuple[int, float, Metrics]] = []
+        self._mixed = False  # whether anything was computed under `autocast`
         self._signal: int | None = None
         self._position: Any = None
         self._saved_at: int | None = None
@@ -155,6 +156,7 @@ class Loop:
         moved = [item.to(self.device) if isinstance(item, nn.Module) else item for item in objects]
         moved = [devices.synchronised(m, self.device, self.world) if isinstance(m, nn.Module) else m for m in moved]
         moved = [devices.compiled(m, self.config.compile) if isinstance(m, nn.Module) else m for m in moved]
+        self._mixed = self._mixed or any(isinstance(item, nn.Module) for item in moved)  # their forward is wrapped
         return self.accelerator.prepare(*moved)
 
     def update(
@@ -218,6 +220,7 @@ class Loop:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision as `--precision` says."""
+        self._mixed = True
         return self.accelerator.autocast()
 
     # -- the run -------------------------------------------------------------------------------------------------
@@ -455,7 +458,7 @@ class Loop:
             "seconds": round(self.seconds, 3),
             "peak_memory": {name: round(value, 1) for name, value in devices.peak_memory(self.device).items()},
             "processes": self.world,
-            "precision": self.accelerator.mixed_precision,
+            "precision": self.accelerator.mixed_precision if self._mixed else "no",
             "hardware": devices.describe(self.device),
             "versions": versions(),
         }
@@ -503,8 +506,11 @@ def cell_loop(task: Task, config: RunConfig, member: str, scratch: Path | None) 
     try:
         if Checkpoints(folder / "checkpoints").load("newest") is not None:
             return Loop(task, dataclasses.replace(config, resume=folder), member)
+    except FolderInUse:
+        raise
     except UserError:
         pass
+    refuse_in_use(folder)
     shutil.rmtree(folder, ignore_errors=True)
     return Loop(task, dataclasses.replace(config, out=folder), member)
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from shared.config import RunConfig, UserError, differences, from_json, to_json
 
@@ -26,6 +26,10 @@ if sys.platform == "win32":  # the lock is advisory and POSIX; Windows runs unlo
     fcntl = None
 else:
     import fcntl
+
+
+class FolderInUse(UserError):
+    """Another run is writing to the folder."""
 
 
 class RunFolder:
@@ -93,13 +97,7 @@ class RunFolder:
     def _take_lock(self) -> None:
         if fcntl is None or self._lock is not None:
             return
-        handle = open(self.path / ".lock", "a+", encoding="utf-8")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.close()
-            raise UserError("--out", self.path, "a folder that no other run is writing to") from None
-        self._lock = handle
+        self._lock = _locked(self.path)
 
     def _empty(self) -> None:
         for entry in self.path.iterdir():
@@ -128,6 +126,32 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _locked(folder: Path) -> IO[str]:
+    """The folder's lock, held until it is closed.
+
+    Raises:
+        FolderInUse: another process holds it.
+    """
+    assert fcntl is not None
+    handle = open(folder / ".lock", "a+", encoding="utf-8")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.close()
+        raise FolderInUse("--out", folder, "a folder that no other run is writing to") from None
+    return handle
+
+
+def refuse_in_use(folder: Path) -> None:
+    """Nothing, unless a run is writing to the folder.
+
+    Raises:
+        FolderInUse: one is.
+    """
+    if fcntl is not None and (folder / ".lock").exists():
+        _locked(folder).close()
 
 
 def default_folder(member: str) -> Path:

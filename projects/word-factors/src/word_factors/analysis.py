@@ -10,6 +10,7 @@ import numpy as np
 
 from shared.cli import print_table
 from shared.config import UserError, check_range
+from shared.figures import free_figure
 from shared.run import free_path, write_json
 from word_factors import figures
 from word_factors.analogy import Space
@@ -150,7 +151,7 @@ def named_sections(config: AnalogyConfig) -> dict[str, Named]:
 def explain(config: ExplainConfig) -> int:
     """`word-factors explain`."""
     if config.out is not None:
-        free_path(figures.png(config.out), config.force)
+        free_figure(config.out, config.force)
     from word_factors.manipulation import explain as contrast
 
     run = open_run(config.run, config.data_root, config.device, config.quiet)
@@ -217,16 +218,18 @@ def generate(config: GenerateConfig) -> int:
         )
         for title, chosen in wanted
     ]  # fmt: skip
+    known = reliability_column(run)
     task = generated_task(found, run.embedding)
     task.to_file(out)
     scores = {part.section: part for part in score(task.in_vocabulary(run.embedding), space, config.seed)}
     body = []
-    for part in found:
+    for part, (_, chosen) in zip(found, wanted, strict=True):
         examples = ", ".join(f"{run.embedding.words[u]}-{run.embedding.words[v]}" for u, v in part.pairs[:4].tolist())
         result = scores.get(part.name)
         accuracy = ("-", "-") if result is None else (result.accuracy, result.shuffled)
-        body.append((part.name, len(part.pairs), *accuracy, examples))
-    columns = ("section", "pairs", "3CosAdd", "shuffled pairs", "examples")
+        marks = ", ".join(known[j] for j in chosen[:5]) + (" ..." if len(chosen) > 5 else "")
+        body.append((part.name, marks, len(part.pairs), *accuracy, examples))
+    columns = ("section", "reliability", "pairs", "3CosAdd", "shuffled pairs", "examples")
     print_table("generated analogies", columns, body, config.quiet)
     if not config.quiet:
         print(out)

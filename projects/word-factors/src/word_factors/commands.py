@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from shared.cli import print_table
 from shared.config import UserError, check_range
 from shared.data import data_root
+from shared.figures import free_figure
 from shared.run import free_path, write_atomically, write_json
 from word_factors import figures
 from word_factors.config import (
@@ -108,8 +109,8 @@ def encode(config: EncodeConfig) -> int:
     if config.vectors is not None:
         from word_factors.vectors import read_vectors
 
-        if config.out is None:
-            raise UserError("--out", None, "a file for the codes of other vectors")
+        if config.out is None or out.resolve() == usual.resolve():
+            raise UserError("--out", config.out, f"a file for the codes of other vectors; {usual} is the run's own")
         other = read_vectors(config.vectors, quiet=config.quiet)
         if other.dim != run.embedding.dim:
             raise UserError("--vectors", f"{other.dim} dimensions", f"{run.embedding.dim}, those of the dictionary")
@@ -170,7 +171,8 @@ def factors(config: FactorsConfig) -> int:
 def word(config: WordConfig) -> int:
     """`word-factors word`."""
     if config.out is not None:
-        free_path(figures.png(config.out), config.force)
+        for stem in (config.out, config.out.with_name(config.out.name + "-shares")):
+            free_figure(stem, config.force)
     run = open_run(config.run, config.data_root, config.device, config.quiet)
     rows = run.embedding.rows(config.words)  # unknown words are refused before anything is computed
     run.compare(open_others(run, config.others, config.data_root, config.device, config.quiet))
@@ -288,7 +290,7 @@ def across_runs(config: GroupsConfig, run: Run, names: Sequence[str]) -> int:
 def reliability(config: ReliabilityConfig) -> int:
     """`word-factors reliability`."""
     if config.out is not None:
-        free_path(figures.png(config.out), config.force)
+        free_figure(config.out, config.force)
     runs = [open_run(folder, config.data_root, config.device, config.quiet) for folder in config.runs]
     first, others = runs[0], runs[1:]
     same_space = all(
@@ -355,7 +357,11 @@ def name(config: NameConfig) -> int:
         write_names(path, entries)
         known = match_names(entries, signatures(run.codes, run.embedding))
     elif config.names is not None and path != run.folder / NAMES_FILE:
-        write_names(run.folder / NAMES_FILE, entries)  # from now on the other commands use them
+        own = run.folder / NAMES_FILE  # from now on the other commands use these names, and those it had for others
+        taken = {entry.signature for entry in entries}
+        entries += [entry for entry in (read_names(own) if own.exists() else ()) if entry.signature not in taken]
+        write_names(own, entries)
+        known = match_names(entries, signatures(run.codes, run.embedding))
     tops = all_top_words(run.codes, run.embedding, 8)
     found = reliability_column(run)
     body = [(j, given, found[j], ", ".join(word for word, _ in tops[j])) for j, given in sorted(known.names.items())]

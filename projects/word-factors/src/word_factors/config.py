@@ -152,7 +152,7 @@ class TrainConfig(VectorFlags, RunConfig):
 _CPU = TrainConfig(epochs=3, weighting="sqrt-uniform")
 _PUBLISHED = TrainConfig(
     data="googlenews", factors=1000, update="quadratic", init="gaussian", weighting="sqrt", batch_size=100,
-    inference_steps=500, compile=True, step_size=0.05, step_final=0.005,
+    inference_steps=500, step_size=0.05, step_final=0.005,
 )  # fmt: skip
 TRAIN_PRESETS: dict[str, TrainConfig] = {
     "cpu": _CPU,

@@ -60,7 +60,7 @@ def factor_cells(preset: str) -> dict[str, dict[str, Any]]:
     published = {
         "data": "googlenews", "factors": 1000, "update": "quadratic", "init": "gaussian", "weighting": "sqrt",
         "batch_size": 100, "inference_steps": 500, "step_size": 0.05, "step_final": 0.005, "steps": 40_000,
-        "inference": "fista", "compile": True,
+        "inference": "fista",
     }  # fmt: skip
     if preset == "gpu":
         return {"factors": published}
@@ -132,7 +132,7 @@ class WordFactorsStudy(Study):
         if dictionaries is None:
             source = _source(dataclasses.replace(settings, seed=0))
             return measure_factors(settings, source, thorough=config.preset != "smoke", scratch=self.scratch)
-        return measure_embedding(settings, dictionaries)
+        return measure_embedding(settings, dictionaries, self.scratch)
 
     def quantities(self) -> Mapping[str, Callable[[Outcomes], Sequence[float]]]:
         found: dict[str, Callable[[Outcomes], Sequence[float]]] = {
@@ -186,8 +186,8 @@ class WordFactorsStudy(Study):
             tables[f"Factors that recur across embeddings (activations, cosine above {RECURS:g}, first seed)"] = (
                 stable_rows(outcomes, embedders)
             )
-            tables["Of those in the most embeddings the ten with the highest mean cosine"] = recurring_rows(
-                outcomes, embedders[-1], embedders
+            tables["Ten factors in the most embeddings, of the highest mean cosine, and ten drawn at random"] = (
+                recurring_rows(outcomes, embedders[-1], embedders)
             )
         return tables
 

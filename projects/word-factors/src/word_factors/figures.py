@@ -56,15 +56,19 @@ def factors_of_words(
     Args:
         codes: [n, K] activations of the words. names: [K].
     """
-    with figure(path, len(words), 1, figsize=(7.5, 1.5 * len(words) + 0.5), sharex=True, squeeze=False) as (_, axes):
+    with figure(path, len(words), 1, figsize=(7.5, 1.8 * len(words) + 0.5), sharex=True, squeeze=False) as (_, axes):
         for axis, word, row in zip(axes[:, 0], words, codes, strict=True):
             active = np.flatnonzero(row)
             axis.vlines(active, 0, row[active], color=COLOURS[0], linewidth=1.2)
-            axis.set_ylim(0, 1.35 * max(float(row.max()), 1e-6))
-            for j in np.argsort(-row, kind="stable")[:peaks]:
-                if row[j] > 0:
-                    side = "left" if j < 0.6 * len(row) else "right"
-                    axis.annotate(f" {names[j]} ", (j, row[j]), ha=side, va="bottom", fontsize=7)
+            top = max(float(row.max()), 1e-6)
+            chosen = [j for j in np.argsort(-row, kind="stable")[:peaks].tolist() if row[j] > 0]
+            axis.set_ylim(0, 1.15 * top + 0.2 * top * max(len(chosen), 1))
+            # Names stand above each other over the bars, and a thin line leads from each to its own.
+            for line, j in enumerate(sorted(chosen)):
+                side = "left" if j < 0.6 * len(row) else "right"
+                level = 1.15 * top + 0.2 * top * (len(chosen) - 1 - line)
+                axis.plot([j, j], [row[j], level], color="0.7", linewidth=0.6, zorder=0)
+                axis.text(j, level, f" {names[j]} ", ha=side, va="bottom", fontsize=7)
             axis.set_ylabel(f"activation\nin {word}")
             axis.set_xlim(-1, len(row))
         axes[-1, 0].set_xlabel("factor")
@@ -86,8 +90,12 @@ def shares_of_words(path: Path, words: Sequence[tuple[str, Sequence[tuple[str, f
                 width = share * (1 - left)
                 axis.barh(place, width, left=begin, color=COLOURS[number % 6], height=0.7, edgecolor="white")
                 if width > 0.07:
-                    fitting = name if len(name) < 130 * width else name.split(",")[0]
-                    axis.text(begin + width / 2, place, f"{share:.2f}\n{fitting}", ha="center", va="center", fontsize=6)
+                    named, _, mark = name.partition(
+                        " ["
+                    )  # what is known of its reliability stays with a name cut short
+                    named = named if len(name) < 130 * width else named.split(",")[0]
+                    fitting = f"{share:.2f}\n{named}" + (f"\n[{mark}" if mark else "")
+                    axis.text(begin + width / 2, place, fitting, ha="center", va="center", fontsize=6)
                 begin, shown = begin + width, shown + share
             rest = max(0.0, 1 - shown) * (1 - left)
             axis.barh(place, rest, left=begin, color="#bbbbbb", height=0.7, edgecolor="white")

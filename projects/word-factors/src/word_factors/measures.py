@@ -36,8 +36,8 @@ from word_factors.packing import pack, pack_codes
 from word_factors.protocols import evaluate
 from word_factors.questions import AnalogyTask
 from word_factors.runs import MEMBER
-from word_factors.sources import Source, open_source
-from word_factors.vectors import open_embedding
+from word_factors.sources import VECTORS_FILE, Source, open_source
+from word_factors.vectors import open_embedding, write_vectors
 from word_factors.weighting import root_frequency
 
 READ: dict[str, frozenset[str]] = {
@@ -320,19 +320,23 @@ def looked_at(model: FactorModel, codes: sparse.csr_array) -> dict[str, Any]:
     return found
 
 
-def measure_embedding(config: TrainConfig, dictionaries: int) -> dict[str, Any]:
+def measure_embedding(config: TrainConfig, dictionaries: int, scratch: Path | None = None) -> dict[str, Any]:
     """Vectors trained once on a corpus, how good they are (word similarity, 3CosAdd), and dictionaries of them.
 
     Args:
         config: the run; its seed is the vectors'.
         dictionaries: how many are learned, under seeds 0, 1, ...
+        scratch: folder in which vectors and dictionaries are kept, and gone on with.
 
     Returns: JSON values; `dictionaries` is a list of one mapping a dictionary.
     """
     from gensim.models import KeyedVectors
     from gensim.test.utils import datapath
 
-    source = open_source(config, None)
+    kept = scratch is not None and (scratch / VECTORS_FILE).exists()
+    source = open_source(config, scratch if kept else None)
+    if source.trained and scratch is not None:
+        write_vectors(source.embedding, scratch / VECTORS_FILE)
     embedding = source.embedding
     keyed = KeyedVectors(embedding.dim)
     keyed.add_vectors(list(embedding.words), embedding.vectors)
@@ -345,7 +349,7 @@ def measure_embedding(config: TrainConfig, dictionaries: int) -> dict[str, Any]:
     right = sum(int(s.right(answer(space, three_cos_add, s.abc()), task.forms).sum()) for s in task.sections)
     found = []
     for seed in range(dictionaries):
-        trained = learned(replace(config, seed=seed), source)
+        trained = learned(replace(config, seed=seed), source, scratch and scratch / str(seed))
         model, codes = trained.model, trained.codes
         first = codes[: min(SHARED_WORDS, len(embedding))]
         found.append({
