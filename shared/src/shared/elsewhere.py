@@ -7,9 +7,6 @@ Within, tensors of the device `ELSEWHERE` have numbers (torch's own `meta` tenso
 refuse what a GPU's would: to meet tensors of the CPU in one operation (but for numbers without dimensions and
 indices), to be drawn by a generator of the CPU, to turn into numpy arrays. A mistake of placement that only a GPU would
 show is shown here. Nothing is said of speed, memory, precision or of operations that a GPU does not have.
-
-Inference mode is replaced by `no_grad`, and functions that a library bound before `elsewhere` was entered stay as they
-are.
 """
 
 from __future__ import annotations
@@ -43,10 +40,11 @@ class _Away(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> _Away:
-        made = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
-            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
-            device=ELSEWHERE,
-        )  # fmt: skip
+        with torch.inference_mode(False):  # in which such tensors cannot be made
+            made = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
+                cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
+                device=ELSEWHERE,
+            )  # fmt: skip
         made.held = held
         return made
 
@@ -143,11 +141,6 @@ class _Function(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _no_grad(mode: Any = True) -> Any:
-    """In the place of `torch.inference_mode`, in which tensors of other classes cannot be made."""
-    return torch.no_grad()(mode) if callable(mode) else torch.no_grad()
-
-
 @contextlib.contextmanager
 def elsewhere() -> Iterator[torch.device]:
     """Within it `ELSEWHERE` can be used as a device, by `--device meta` too."""
@@ -161,7 +154,6 @@ def elsewhere() -> Iterator[torch.device]:
     with contextlib.ExitStack() as stack:
         for owner, name, stand_in in (
             (torch, "Generator", _Generator),
-            (torch, "inference_mode", _no_grad),
             (optimizer, "_get_fused_kernels_supported_devices", lambda: [*fused(), ELSEWHERE.type]),
             (devices, "available_devices", lambda: [*available(), ELSEWHERE.type]),
         ):
