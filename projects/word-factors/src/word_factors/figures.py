@@ -68,7 +68,8 @@ def factors_of_words(
                 side = "left" if j < 0.6 * len(row) else "right"
                 level = 1.15 * top + 0.2 * top * (len(chosen) - 1 - line)
                 axis.plot([j, j], [row[j], level], color="0.7", linewidth=0.6, zorder=0)
-                axis.text(j, level, f" {names[j]} ", ha=side, va="bottom", fontsize=7)
+                white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+                axis.text(j, level, f" {names[j]} ", ha=side, va="bottom", fontsize=7, bbox=white)
             axis.set_ylabel(f"activation\nin {word}")
             axis.set_xlim(-1, len(row))
         axes[-1, 0].set_xlabel("factor")
