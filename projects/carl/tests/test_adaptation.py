@@ -325,7 +325,19 @@ def test_adapt_branches_off_and_keeps_what_is_there(
 def test_evaluate_pairs_cautions_and_judges_the_head(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "e.json"
     for phase in ("source", "adapted"):
-        flags = ["--device", "cpu", "--targets", "1.0", "--episodes", "2", "--phase", phase, "--out", str(out)]
+        flags = [
+            "--device",
+            "cpu",
+            "--targets",
+            "1.0",
+            "--episodes",
+            "2",
+            "--phase",
+            phase,
+            "--out",
+            str(out),
+            "--force",
+        ]
         assert main(["evaluate", str(run), *flags, "--risks", "none", "reward", "state", "reward+state"]) == 0
         found = json.loads(out.read_text())["found"]
         assert [entry["risk"] for entry in found[:4]] == ["none", "reward", "state", "reward+state"]
