@@ -83,19 +83,32 @@ class Run:
     @cached_property
     def labels(self) -> NDArray[np.int64] | None:
         """[K] group of each factor, if `groups` has been run on this dictionary."""
-        path = self.folder / GROUPS_FILE
+        try:
+            found = self._kept(GROUPS_FILE, "labels")
+        except ValueError as error:
+            path = self.folder / GROUPS_FILE
+            raise UserError("groups", path, "a file written by `groups`", f"{error}. Run `groups` again.") from None
+        return None if found is None else found.astype(np.int64)
+
+    def _kept(self, name: str, field: str) -> NDArray[np.float64] | None:
+        """[K] what a command has kept of the factors of this dictionary, if it has.
+
+        Raises:
+            ValueError: a damaged file.
+        """
+        path = self.folder / name
         if not path.exists():
             return None
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
             if kept["model"] != self.model.digest:
                 return None
-            labels = np.array(kept["labels"], dtype=np.int64)
-            if labels.shape != (self.model.K,):
-                raise ValueError(f"{labels.size} labels for {self.model.K} factors")
-            return labels
+            found = np.array(kept[field], dtype=np.float64)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError("groups", path, "a file written by `groups`", f"{error}. Run `groups` again.") from None
+            raise ValueError(error) from None
+        if found.shape != (self.model.K,) or not np.isfinite(found).all():
+            raise ValueError(f"{found.size} {field} for {self.model.K} factors")
+        return found
 
     def keep_labels(self, labels: NDArray[np.int64], how: dict[str, Any]) -> None:
         """Keep groups for the other commands."""
@@ -104,18 +117,10 @@ class Run:
     @cached_property
     def reliability(self) -> NDArray[np.float64] | None:
         """[K] mean best cosine of each factor in the runs it was last compared with; None if it never was."""
-        path = self.folder / RELIABILITY_FILE
-        if not path.exists():
-            return None
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["model"] != self.model.digest:
-                return None
-            found = np.array(kept["reliability"], dtype=np.float64)
-            if found.shape != (self.model.K,) or not np.isfinite(found).all():
-                raise ValueError(f"{found.size} values for {self.model.K} factors")
-            return found
-        except (OSError, ValueError, KeyError, TypeError) as error:  # to look at factors does not take it
+            return self._kept(RELIABILITY_FILE, "reliability")
+        except ValueError as error:  # to look at factors does not take it
+            path = self.folder / RELIABILITY_FILE
             warnings.warn(f"{path} is not used: {error}. Run `reliability` again.", stacklevel=2)
             return None
 
