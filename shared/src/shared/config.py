@@ -23,7 +23,7 @@ Config = TypeVar("Config")
 
 # Flags that say where or how long a run runs, not what it computes: they may differ between a run and its resumption.
 CIRCUMSTANCES = frozenset(
-    {"out", "resume", "data_root", "device", "max_minutes", "compile", "quiet", "force", "log_every", "keep"}
+    {"out", "resume", "data_root", "device", "max_minutes", "compile", "capture", "quiet", "force", "log_every", "keep"}
 )
 
 

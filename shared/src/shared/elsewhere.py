@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from shared.capture import Reads, memory, tensors_of
+
 ELSEWHERE = torch.device("meta")
 
 _aten = torch.ops.aten
@@ -161,3 +163,61 @@ def elsewhere() -> Iterator[torch.device]:
         stack.enter_context(_Function(dispatch))
         stack.enter_context(dispatch)
         yield ELSEWHERE
+
+
+class PretendedGraphs:
+    """CUDA graphs without CUDA, for `shared.capture.Captured`: records the operations of a function and replays them on
+    the very tensors that they were recorded with.
+
+    As with a real graph, Python runs once: what it computed then stays as it was, and recording changes nothing. What a
+    real graph refuses is refused: asking for a number, and, within `elsewhere`, tensors that come from the CPU.
+    """
+
+    def aside(self, function: Callable[[], Any]) -> Any:
+        """Call the function."""
+        return function()
+
+    def record(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+        """(what it returns, what carries it out)."""
+        tape = _Tape()
+        try:
+            with tape:
+                found = function()
+        finally:
+            tape.undo()
+        return found, tape.replay
+
+
+class _Tape(Reads):
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Any, Any, dict[str, Any], Any]] = []
+        self.before: dict[int, Tensor] = {}  # older tensors as they were
+
+    def meets(self, tensor: Tensor) -> None:
+        # All of them: not every operation says what it changes (batch normalisation).
+        self.before[id(tensor)] = tensor.detach().clone()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (_aten._local_scalar_dense.default, _aten.is_nonzero.default):
+            raise RuntimeError(f"{func}: a number is asked for while a graph is recorded")
+        found = super().__torch_dispatch__(func, types, args, kwargs)
+        if func in _BETWEEN and len({value.device for value in tensors_of(args, kwargs, found)}) > 1:
+            raise RuntimeError(f"{func}: from one device to the other while a graph is recorded")
+        if not func.is_view:
+            self.operations.append((func, args, kwargs or {}, found))
+        return found
+
+    def undo(self) -> None:
+        """Put back what the recorded operations have changed."""
+        for key, before in self.before.items():
+            self.older[key].detach().copy_(before)
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        """The operations again."""
+        for func, args, kwargs, found in self.operations:
+            again = func(*args, **kwargs)
+            for old, new in zip(tensors_of(found), tensors_of(again), strict=True):
+                if memory(old) != memory(new):
+                    old.copy_(new)

@@ -121,6 +121,8 @@ class TrainConfig(RunConfig):
     """Damping of importances (si)."""
     memory: int = 256
     """Stored samples a task (agem)."""
+    capture: bool = True
+    """On CUDA: replay a step as one graph for as long as its context stays. Not with ewc, si, agem, fp16, --compile."""
     matrix: bool = False
     """Measure all tasks after each, for forgetting and transfer."""
     max_train: int | None = None

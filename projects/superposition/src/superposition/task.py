@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from shared.capture import Captured, CudaGraphs, Graphs
 from shared.config import RunFailed, UserError
 from shared.loop import Loop, Task
 from superposition.baselines.agem import AGEM
@@ -87,6 +88,24 @@ class StreamTask(Task):
         self.regulariser = self._make_regulariser()
         self.record = Record()
         self._tests: dict[int, tuple[Tensor, Tensor]] = {}
+        self._captured = self._make_captured()
+        self._settled = False
+
+    def _make_captured(self) -> Captured | None:
+        """What replays steps; None where each is carried out. Baselines keep numbers in places that change."""
+        loop, config = self.loop, self.config
+        whole = type(self.regulariser) is Regulariser and not config.compile
+        if not (config.capture and whole and loop.world == 1 and loop.accelerator.scaler is None):
+            return None
+        graphs = self.graphs()
+        return None if graphs is None else Captured(self._update, graphs, abandoned=self.optimizer.zero_grad)
+
+    def graphs(self) -> Graphs | None:
+        """How steps are recorded on the run's device; None where they cannot be."""
+        return CudaGraphs(self.device) if self.device.type == "cuda" else None
+
+    def _update(self, x: Tensor, y: Tensor) -> dict[str, Tensor | float]:
+        return self.loop.update((x, y), self._loss, self.prepared, observe=self.regulariser.gradient)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         # foreach: the same numbers, without a round of Python for each weight; by default it is for GPUs alone.
@@ -134,7 +153,11 @@ class StreamTask(Task):
         self.record.used.add(k)
         watched = (t + 1) % self.config.log_every == 0
         before = [p.detach().clone() for p in self.network.parameters()] if watched else []
-        metrics = self.loop.update((x, y), self._loss, self.prepared, observe=self.regulariser.gradient)
+        self._settle()
+        if self._captured is None:
+            metrics = self._update(x, y)
+        else:
+            metrics = self._captured(k, x, y)
         self.regulariser.after_step()
         if watched:
             moved = [(p.detach() - b).square().sum() for p, b in zip(self.network.parameters(), before, strict=True)]
@@ -143,6 +166,22 @@ class StreamTask(Task):
         if (t + 1) % self.stream.period == 0 and self.config.method != "joint":
             self._end_task(j)
         return metrics
+
+    def _settle(self) -> None:
+        """Before the first step, when a checkpoint has been read: the optimiser counts its steps on the device, as a
+        graph must, whatever device the run was begun on."""
+        if self._settled:
+            return
+        self._settled = True
+        cuda = self.device.type == "cuda"
+        # The steps before a recording are no mistake of whoever asked for an optimiser that can be recorded.
+        self.optimizer._warned_capturable_if_run_uncaptured = True  # pyright: ignore[reportAttributeAccessIssue]
+        for group in self.optimizer.param_groups:
+            if "capturable" in group:
+                group["capturable"] = cuda
+        for state in self.optimizer.state.values():
+            if "step" in state and isinstance(state["step"], Tensor):
+                state["step"] = state["step"].to(self.device if cuda else "cpu")
 
     def task_of(self, t: int) -> int:
         """The task of step t: the stream's, or with `joint` a random one."""

@@ -22,7 +22,15 @@ from superposition.task import StreamTask
 MEMBER = "superposition"
 MATRIX_FILE = "matrix.json"
 MATRIX_TASKS = 20  # in `reproduce` and `sweep`: of more tasks all keys on all tasks would cost as much as the training
-PLACES = {"out", "resume", "data_root", "device", "quiet", "force"}  # of one machine, and not part of a model
+PLACES = {
+    "out",
+    "resume",
+    "data_root",
+    "device",
+    "capture",
+    "quiet",
+    "force",
+}  # of one machine, and not part of a model
 
 
 def resolved(config: TrainConfig) -> TrainConfig:

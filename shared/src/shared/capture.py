@@ -1,0 +1,164 @@
+"""CUDA graphs: a step that is recorded once and replayed, so that small kernels do not wait for Python.
+
+    step = Captured(update, CudaGraphs(device))
+    metrics = step(key, x, y)          # update(x, y) -> {name: tensor or float}
+
+A graph repeats the same kernels on the same memory. So of the function must hold: it reads its arguments, tensors that
+stay where they are and are changed in place (weights, an optimiser's moments) or that are the same as long as `key` is,
+as its Python values must be; it asks the device for no number (`.item()`, `if tensor:`) and the CPU for no tensor. What
+was read is kept from being freed.
+
+`shared.elsewhere.PretendedGraphs` holds a function to that on machines without a GPU.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+Found = TypeVar("Found")
+Values = dict[str, "Tensor | float"]
+
+WARM = 3  # calls in a row with one key before it is recorded: allocations, cuBLAS's workspaces, an optimiser's state
+
+
+class Graphs(Protocol):
+    """How a function is recorded."""
+
+    def aside(self, function: Callable[[], Found]) -> Found:
+        """Call the function as it will be recorded, without recording it."""
+        ...
+
+    def record(self, function: Callable[[], Found]) -> tuple[Found, Callable[[], None]]:
+        """Record the function without carrying it out: (what it returns, what carries it out and refills that)."""
+        ...
+
+
+class CudaGraphs:
+    """Records on a CUDA device, on a stream of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)
+
+    def aside(self, function: Callable[[], Found]) -> Found:
+        """The function on the stream, after all that was asked of the device and before all that will be."""
+        here = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(here)
+        with torch.cuda.stream(self.stream):
+            found = function()
+        here.wait_stream(self.stream)
+        return found
+
+    def record(self, function: Callable[[], Found]) -> tuple[Found, Callable[[], None]]:
+        """The function as a graph."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream):
+            found = function()
+        return found, graph.replay
+
+
+class Reads(TorchDispatchMode):
+    """Within it, the tensors that operations are given and that are older than it are collected in `older`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.older: dict[int, Tensor] = {}  # by identity; held, so that no other tensor gets it
+        self._own: set[int] = set()  # memory made within
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = tensors_of(args, kwargs)
+        for value in given:
+            if id(value) not in self.older and memory(value) not in self._own:
+                self.meets(value)
+                self.older[id(value)] = value
+        found = func(*args, **(kwargs or {}))
+        self._own |= {memory(value) for value in tensors_of(found)} - {memory(value) for value in given}
+        return found
+
+    def meets(self, tensor: Tensor) -> None:
+        """An older tensor is about to be given to an operation for the first time."""
+
+
+def tensors_of(*values: Any) -> list[Tensor]:
+    """All tensors in nested values."""
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
+def memory(tensor: Tensor) -> int:
+    """Which memory a tensor and its views lie in."""
+    return getattr(tensor, "held", tensor).untyped_storage().data_ptr()  # `held`: of `shared.elsewhere`
+
+
+class Captured:
+    """A function that is replayed as soon as it has been called `WARM` times in a row with one key.
+
+    Args:
+        function: of tensors; returns a dictionary.
+        graphs: what records it.
+        keep: recordings kept, the last used; each has memory of its own for all that the function computes.
+        abandoned: called when recording has failed half-way, to drop what the function left (gradients).
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Values],
+        graphs: Graphs,
+        keep: int = 16,
+        abandoned: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.function, self.graphs, self.keep, self.abandoned = function, graphs, keep, abandoned
+        self.recorded = 0
+        """Recordings made so far."""
+        self._recordings: OrderedDict[Hashable, _Recording] = OrderedDict()
+        self._last: Hashable = None
+        self._calls = 0
+        self._refused = False
+
+    def __call__(self, key: Hashable, *tensors: Tensor) -> Values:
+        """What the function returns for `tensors`, as tensors of the caller's own."""
+        full = (key, tuple((t.shape, t.dtype) for t in tensors))
+        self._calls = self._calls + 1 if full == self._last else 1
+        self._last = full
+        if full in self._recordings:
+            self._recordings.move_to_end(full)
+            return self._recordings[full](tensors)
+        if self._refused or self._calls <= WARM:
+            return self.graphs.aside(lambda: self.function(*tensors))
+        while len(self._recordings) >= self.keep:
+            self._recordings.popitem(last=False)
+        try:
+            recording = self._recordings[full] = _Recording(self.function, self.graphs, tensors)
+        except RuntimeError as error:
+            self._refused = True
+            self.abandoned()
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(f"steps are not recorded as CUDA graphs, and so slower: {reason}", stacklevel=2)
+            return self.graphs.aside(lambda: self.function(*tensors))
+        self.recorded += 1
+        return recording(tensors)
+
+    def forget(self) -> None:
+        """Drop all recordings: what the function reads has moved."""
+        self._recordings.clear()
+        self._last, self._calls = None, 0
+
+
+class _Recording:
+    def __init__(self, function: Callable[..., Values], graphs: Graphs, tensors: tuple[Tensor, ...]) -> None:
+        self.inputs = tuple(t.clone() for t in tensors)
+        with Reads() as reads:
+            self.found, self.replay = graphs.record(lambda: function(*self.inputs))
+        self.reads = list(reads.older.values())
+
+    def __call__(self, tensors: tuple[Tensor, ...]) -> Values:
+        for mine, given in zip(self.inputs, tensors, strict=True):
+            mine.copy_(given)
+        self.replay()
+        return {name: v.clone() if isinstance(v, Tensor) else v for name, v in self.found.items()}
