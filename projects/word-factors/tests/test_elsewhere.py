@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shared.elsewhere import elsewhere
+from shared.capture import Graphs
+from shared.elsewhere import PretendedGraphs, elsewhere
+from shared.loop import Loop
 from word_factors.analysis import google_questions
 from word_factors.config import TrainConfig
 from word_factors.learning import WordFactors
@@ -45,6 +47,26 @@ def test_dictionaries_are_learned(config: TrainConfig, changes: dict[str, Any]) 
         found = learned(replace(config, **changes))
     assert found.model.phi.device.type == "cpu"
     assert found.codes.nnz > 0
+
+
+class Replaying(WordFactors):
+    """Replays the steps of FISTA on any device."""
+
+    def graphs(self) -> Graphs | None:
+        return PretendedGraphs()
+
+
+@pytest.mark.parametrize("changes", [{}, {"update": "quadratic", "init": "gaussian", "factors": 60}])
+def test_replayed_steps_learn_the_same_dictionary(config: TrainConfig, changes: dict[str, Any]) -> None:
+    small = replace(config, steps=10, **changes)
+    with elsewhere():
+        plain, replaying = WordFactors(small), Replaying(small)
+        for task in (plain, replaying):
+            Loop(task, small, "word-factors", folder=False).run()
+    assert plain.recorded is None
+    assert replaying.recorded is not None
+    assert [captured.recorded for captured in replaying.recorded.captured.values()] == [1]
+    np.testing.assert_allclose(replaying.model().phi.numpy(), plain.model().phi.numpy(), rtol=0, atol=1e-4)
 
 
 def test_what_claims_ask_for_is_measured(config: TrainConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Lasso
 from torch import Tensor
 
+from shared.capture import WARM, CudaGraphs
 from shared.config import UserError
+from shared.elsewhere import PretendedGraphs
 from word_factors import inference
 from word_factors.descent import solve_words
 from word_factors.inference import (
@@ -270,3 +273,35 @@ def test_the_bound_for_gpus_is_an_upper_one_and_close(n: int) -> None:
         gram = phi @ phi.T
         largest = float(torch.linalg.eigvalsh(gram.double())[-1])
         assert largest * (1 - 1e-9) <= float(spectral_bound(gram)) <= largest * n ** (1 / 512) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("form", ["residual", "gram"])
+def test_recorded_steps_are_the_steps(form: Any) -> None:
+    recorded = inference.RecordedSteps(PretendedGraphs())
+    for seed in range(WARM + 3):  # other words, another dictionary, another weight, another start
+        X, phi = problem(seed)
+        lam = LAM * (1 + 0.1 * seed)
+        start = None if seed % 2 else torch.rand(phi.shape[1], X.shape[1], dtype=X.dtype)
+        plain = fista(X, phi, lam, 40, form=form, start=start)
+        codes = fista(X, phi, lam, 40, form=form, start=start, recorded=recorded)
+        torch.testing.assert_close(codes.alpha, plain.alpha, rtol=0, atol=1e-12)
+        torch.testing.assert_close(codes.gap, plain.gap, rtol=0, atol=1e-11)
+        assert codes.steps == 40
+    (captured,) = recorded.captured.values()
+    assert captured.recorded == 1
+    for other in ({"restart": True}, {"momentum": False}, {"tol": 1e-3}):  # these are not recorded
+        plain, codes = (fista(X, phi, LAM, 40, form=form, recorded=r, **other) for r in (None, recorded))
+        assert torch.equal(codes.alpha, plain.alpha)
+    assert len(recorded.captured) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", ["residual", "gram"])
+def test_recorded_steps_are_the_steps_on_a_gpu(form: Any) -> None:
+    recorded = inference.RecordedSteps(CudaGraphs(torch.device("cuda")))
+    for seed in range(WARM + 3):
+        X, phi = (part.cuda() for part in problem(seed))
+        plain = fista(X, phi, LAM, 100, form=form)
+        codes = fista(X, phi, LAM, 100, form=form, recorded=recorded)
+        torch.testing.assert_close(codes.alpha, plain.alpha, rtol=0, atol=1e-9)
+    assert [captured.recorded for captured in recorded.captured.values()] == [1]

@@ -99,6 +99,8 @@ class TrainConfig(VectorFlags, RunConfig):
     weight, several times faster on a CPU."""
     inference_steps: int = 50
     """FISTA steps a batch."""
+    capture: bool = True
+    """On CUDA: replay the FISTA steps of a batch as one graph. Not with --compile."""
     forgetting: float = 0.97
     """online: what earlier statistics are multiplied by at each batch."""
     step_size: float = 0.005

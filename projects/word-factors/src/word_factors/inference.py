@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from shared.capture import Captured, Graphs
 from shared.config import UserError, check_range
 from shared.device import compiled_function
 
@@ -127,6 +128,7 @@ def fista(
     momentum: bool = True,
     check_every: int = 10,
     compile: bool = False,
+    recorded: RecordedSteps | None = None,
 ) -> Codes:
     """Non-negative FISTA: proximal gradient steps of size 1 / lambda_max(Phi Phi^T) with Nesterov's momentum.
 
@@ -142,6 +144,7 @@ def fista(
         check_every: steps between tests of `tol`.
         compile: fuse what surrounds the products of a step by `torch.compile`; for a fixed number of steps with
             momentum and without restarts, other calls run as they are.
+        recorded: replays the steps as one graph, in the same calls.
 
     Raises:
         UserError: shapes that do not fit, a negative lam.
@@ -157,7 +160,10 @@ def fista(
     y, new = a.clone(), torch.empty_like(a)
     t: float | Tensor = torch.ones(X.shape[1], dtype=X.dtype, device=X.device) if restart else 1.0
     steps = 0
-    if compile and momentum and not restart and tol is None:
+    fixed = momentum and not restart and tol is None
+    if recorded is not None and fixed:
+        a, steps = recorded(push, mix, a, eta, lam, n_steps, gram_form), n_steps
+    elif compile and fixed:
         a, steps = _fused_steps(push, mix, a, eta, lam, n_steps, gram_form), n_steps
     while steps < n_steps:
         if gram_form:
@@ -187,20 +193,67 @@ def fista(
     return Codes(a, residual, kkt_gap(a, phi.T @ residual, lam), steps)
 
 
+class RecordedSteps:
+    """Runs of a fixed number of FISTA steps as graphs: two products and three small operations a step, which without
+    one would wait for Python thousands of times a batch.
+
+    Args:
+        graphs: what records them.
+    """
+
+    def __init__(self, graphs: Graphs) -> None:
+        self.graphs = graphs
+        self.captured: dict[tuple[int, bool], Captured] = {}
+
+    def __call__(
+        self, push: Tensor, mix: Tensor, start: Tensor, eta: float, lam: float, n_steps: int, gram_form: bool
+    ) -> Tensor:
+        """[K, B] activations after `n_steps` of `fista` from `start`."""
+        key = (n_steps, gram_form)
+        if key not in self.captured:
+            self.captured[key] = Captured(functools.partial(_fixed_steps, n_steps, gram_form), self.graphs)
+        shrink = torch.full((), eta * lam, dtype=start.dtype, device=start.device)
+        back = mix if gram_form else (mix * eta).T  # what brings the residual back to activations; of no use to `gram`
+        alpha = self.captured[key](key, push, mix, back, start, shrink)["alpha"]
+        assert isinstance(alpha, Tensor)
+        return alpha
+
+
+def _fixed_steps(
+    n_steps: int, gram_form: bool, push: Tensor, mix: Tensor, back: Tensor, start: Tensor, shrink: Tensor
+) -> dict[str, Tensor | float]:
+    """The steps of `fista` as a function of tensors alone, but for their number."""
+    a, y, new = start.clone(), start.clone(), torch.empty_like(start)
+    for weight in _momenta(n_steps):
+        if gram_form:
+            torch.addmm(push, mix, y, out=new)
+        else:
+            torch.addmm(y, back, torch.addmm(push, mix, y, alpha=-1), out=new).sub_(shrink)
+        new.clamp_(min=0)
+        torch.lerp(a, new, weight, out=y)
+        a, new = new, a
+    return {"alpha": a}
+
+
+def _momenta(n_steps: int) -> list[float]:
+    """1 + (t - 1) / t' of each step, what `lerp` takes from the last activations to the point of the next gradient."""
+    t, weights = 1.0, []
+    for _ in range(n_steps):
+        following = (1 + math.sqrt(1 + 4 * t * t)) / 2
+        weights.append(1 + (t - 1) / following)
+        t = following
+    return weights
+
+
 def _fused_steps(
     push: Tensor, mix: Tensor, start: Tensor, eta: float, lam: float, n_steps: int, gram_form: bool
 ) -> Tensor:
     """[K, B] activations after `n_steps` of `fista` from `start`, by a compiled step."""
     step = _compiled_step(gram_form)
-    a, y, t = start, start, 1.0
+    a, y = start, start
     # Numbers travel as tensors: a step that saw another number would be compiled anew.
     scales = torch.tensor([eta, eta * lam], dtype=start.dtype, device=start.device)
-    weights = []
-    for _ in range(n_steps):
-        following = (1 + math.sqrt(1 + 4 * t * t)) / 2
-        weights.append(1 + (t - 1) / following)
-        t = following
-    for weight in torch.tensor(weights, dtype=start.dtype, device=start.device):
+    for weight in torch.tensor(_momenta(n_steps), dtype=start.dtype, device=start.device):
         a, y = step(push, mix, a, y, weight, scales)
     return a
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shared.capture import CudaGraphs, Graphs
 from shared.config import UserError
 from shared.loop import Loop, Stateful, Task
 from word_factors.config import TrainConfig
@@ -31,7 +32,7 @@ from word_factors.dictionary import (
     unit_columns,
 )
 from word_factors.embedding import Embedding
-from word_factors.inference import ACTIVE, energy, fista, lam_max, solve
+from word_factors.inference import ACTIVE, RecordedSteps, energy, fista, lam_max, solve
 from word_factors.model import FactorModel
 from word_factors.preprocess import Transform
 from word_factors.sources import VECTORS_FILE, Source, open_source
@@ -136,6 +137,12 @@ class WordFactors(Task):
         self.dead = DeadFactors(K, PATIENCE * config.average, device=self.device)
         self.judged = self._sample(JUDGED, 2)
         self.history = History()
+        graphs = self.graphs() if config.capture and not config.compile else None
+        self.recorded = None if graphs is None else RecordedSteps(graphs)
+
+    def graphs(self) -> Graphs | None:
+        """How the steps of FISTA are recorded on the run's device; None where they cannot be."""
+        return CudaGraphs(self.device) if self.device.type == "cuda" else None
 
     def opened(self, folder: Path) -> None:
         assert self.source is not None
@@ -169,7 +176,7 @@ class WordFactors(Task):
         if config.inference == "exact":
             codes = solve(X, phi, lam, EXACT)
         else:
-            codes = fista(X, phi, lam, config.inference_steps, compile=config.compile)
+            codes = fista(X, phi, lam, config.inference_steps, compile=config.compile, recorded=self.recorded)
         self.averages.update(X, codes, self._mean)
         h = self.averages.mean_square()
         progress = self.loop.step / max(1, self.loop.total - 1)
