@@ -131,7 +131,12 @@ def test_sweep_fit_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["fit", str(out / "sweep.json"), "--below", "1", "--out", str(tmp_path / "fit")]) == 0
     assert "log10 M" in capsys.readouterr().out
     assert (tmp_path / "fit.png").exists()
-    assert main(["plot", str(out)]) == 0
+    assert main(["fit", str(out / "sweep.json"), "--below", "1", "--out", str(tmp_path / "fit")]) == 2
+    assert main(["fit", str(out / "sweep.json"), "--below", "1", "--out", str(tmp_path / "fit"), "--force"]) == 0
+    for _ in range(2):  # the default is drawn anew
+        assert main(["plot", str(out)]) == 0
+    for code, more in ((0, []), (2, []), (0, ["--force"])):
+        assert main(["plot", str(out), "--out", str(tmp_path / "drawn"), *more]) == code
     assert (out / "figures" / "sweep.png").exists()
 
 

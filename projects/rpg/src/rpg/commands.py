@@ -35,6 +35,7 @@ from shared.claims import Cell, Outcomes, ReproduceConfig, Study, run_cells, wri
 from shared.cli import print_table
 from shared.config import UserError, check_choice, from_json, to_json
 from shared.data import data_root
+from shared.figures import free_figure
 from shared.run import free_path, write_json
 
 
@@ -348,6 +349,8 @@ def fit(config: FitConfig) -> int:
     """`rpg fit`."""
     from rpg.analysis import fit_loglinear, fit_loglog
 
+    if config.out is not None:
+        free_figure(config.out, config.force)
     points: list[tuple[float, float]] = []
     for cell in read_cells(config.results):
         values = cell["values"]
@@ -383,6 +386,8 @@ def plot(config: PlotConfig) -> int:
     from rpg import plots
 
     source, out = config.source, config.out or config.source / "figures"
+    if config.out is not None and not config.force and any(out.glob("*.png")):
+        raise UserError("--out", out, "a folder without figures", "Replace them by --force.")
     if (source / "metrics.jsonl").exists():
         made = [plots.curves(source, out / "curves")]
     elif (source / "cells").is_dir():

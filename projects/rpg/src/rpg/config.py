@@ -433,6 +433,8 @@ class FitConfig:
     """Only rings of at most this share of the generated weights: the law is claimed below half."""
     out: Path | None = None
     """Draw the fit here (PNG and SVG)."""
+    force: bool = False
+    """Replace an existing figure."""
 
 
 @dataclass(frozen=True)
@@ -442,7 +444,9 @@ class PlotConfig:
     source: Path
     """Run folder, or the folder of a reproduction or sweep that holds `cells/`."""
     out: Path | None = None
-    """Where figures go. Default: <source>/figures."""
+    """Where figures go. Default: <source>/figures, where earlier ones are replaced."""
+    force: bool = False
+    """Replace the figures in --out."""
 
 
 INSPECT_PRESETS = {name: InspectConfig(**vars(preset)) for name, preset in TRAIN_PRESETS.items()}
