@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from rpg.analysis import mean_absolute_cosine
 from rpg.baselines import RandomSubspace, pruning_rounds
 from rpg.config import TrainConfig
-from rpg.data.augment import augmentation, normalise
 from rpg.data.names import DENSE, POSE, fingerprint
 from rpg.hosts.hourglass import Hourglass, decode, heatmaps, intermediate_loss, pckh
 from rpg.hosts.msblock import MSBlockNet
@@ -24,6 +23,7 @@ from rpg.hosts.names import HostName
 from rpg.networks import Network, Shape, build_network, groups
 from rpg.recipes import DEFAULTS, make_optimizer, make_schedule
 from rpg.wrap import RPGModel
+from shared.augment import augmentation, normalise
 from shared.config import UserError
 from shared.data import Batches, data_root
 from shared.device import Timer

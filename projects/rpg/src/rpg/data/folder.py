@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Subset
 
-from rpg.data.augment import KINDS
 from rpg.data.names import PLACES
+from shared.augment import KINDS
 from shared.config import UserError, check_choice
 from shared.data import require
 from shared.image_files import open_image
