@@ -1,0 +1,437 @@
+"""The experiments behind the claims: which cells a preset runs, and what is computed from them. Imports no torch.
+
+The preset cpu is the ladder of the specification on embedded data; cpu-long adds Fashion-MNIST, CIFAR-10, kernels of
+trained networks and the comparison with explicit penalties; gpu and paper are larger settings of the same.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from low_rank.config import OPTIMISERS, OptimizersConfig, RegressConfig, TrainConfig, VolumeConfig
+from shared.claims import LADDER, Cell, Ladder, Missing, Outcomes, ReproduceConfig, Study
+from shared.config import UserError, from_json
+from shared.image_names import PLACES, fingerprint, present
+
+DEPTHS = (1, 2, 4, 8, 16)
+REGRESSED = (1, 2, 3, 4, 6, 8, 12, 16)
+SEARCHED = (1, 2, 4, 8)
+SEEDS = {"smoke": 1, "cpu": 5, "cpu-long": 5, "gpu": 3, "paper": 5}  # of trained networks; draws are within a cell
+KINDS = {"volume": VolumeConfig, "regress": RegressConfig, "optimizers": OptimizersConfig, "search": OptimizersConfig}
+
+Fields = dict[str, Any]
+
+
+def volume_cells(n: int, draws: int, depths: Sequence[int]) -> dict[str, Fields]:
+    """Products of square Gaussian matrices."""
+    return {"volume products": {"study": "volume", "n": n, "draws": draws, "depths": list(depths)}}
+
+
+def feature_cells(draws: int, data: str = "digits", width: int = 128) -> dict[str, Fields]:
+    """Random networks on images: ReLU, the exceptions, residual connections."""
+    base: Fields = {"study": "volume", "nets": "features", "data": data, "n": width, "depths": list(DEPTHS)}
+    few = max(2, draws // 3)
+    cells = {"volume relu": {**base, "draws": draws}}
+    for name in ("linear", "leaky_relu", "gelu", "tanh"):
+        cells[f"volume {name}"] = {**base, "draws": few, "activation": name}
+    cells["volume sigmoid, centred"] = {**base, "draws": few, "activation": "sigmoid", "center": True}
+    cells["volume relu, orthogonal"] = {**base, "draws": few, "init": "orthogonal"}
+    for name in ("post", "block", "block-scaled", "branch", "linear"):
+        cells[f"volume skips {name}"] = {**base, "draws": draws if name == "block-scaled" else few, "skips": name}
+    return cells
+
+
+def regression_cells(draws: int, steps: int) -> dict[str, Fields]:
+    """Rank 2 at every depth; full rank at two; starts of small size."""
+    base: Fields = {"study": "regress", "draws": draws, "steps": steps}
+    cells = {f"regress r=2 d={d}": {**base, "rank": 2, "depths": [d]} for d in REGRESSED}
+    cells |= {f"regress r=32 d={d}": {**base, "rank": 32, "depths": [d]} for d in (2, 16)}
+    return cells
+
+
+def optimizer_cells(draws: int, steps: int) -> dict[str, Fields]:
+    """Every optimiser at the smallest and at larger depths."""
+    base: Fields = {"study": "optimizers", "draws": draws, "steps": steps, "depths": [1, 2, 4, 8]}
+    return {f"optimizer {name}": {**base, "optimizers": [name]} for name in OPTIMISERS}
+
+
+def search_cells(kept: int, data: str = "mnist5k") -> dict[str, Fields]:
+    """Random search a depth."""
+    return {f"search d={d}": {"study": "search", "data": data, "search": kept, "depths": [d]} for d in SEARCHED}
+
+
+def digits_cells() -> dict[str, Fields]:
+    """A perceptron on digits: plain, and every layer a product."""
+    base: Fields = {"data": "digits", "model": "mlp", "width": 256, "hidden": 2, "epochs": 15, "lr": 0.05}
+    cells = {"digits plain": {**base, "expand": "none"}}
+    return cells | {f"digits d={d}": {**base, "expand": "all", "depth": d} for d in (2, 3)}
+
+
+def cifar_cells(epochs: int = 15) -> dict[str, Fields]:
+    """A small CNN with batch normalisation on a part of CIFAR-10, drawn at 16 pixels."""
+    base: Fields = {
+        "data": "cifar10", "model": "cnn-small", "side": 16, "max_train": 6000, "epochs": epochs, "augment": "flip",
+        "lr": 0.05, "weight_decay": 1e-3,
+    }  # fmt: skip
+    return {
+        "cifar plain": {**base, "expand": "none"},
+        "cifar d=2": {**base, "expand": "all", "depth": 2},
+        "cifar d=2 width 4": {**base, "expand": "all", "depth": 2, "expand_width": 4.0},
+        "cifar fc d=3": {**base, "expand": "linear", "depth": 3},
+    }
+
+
+def gpu_cells() -> dict[str, Fields]:
+    """The larger CNN on CIFAR-10, plain and over-parameterised; the variant is chosen on held-out images."""
+    base: Fields = {
+        "data": "cifar10", "model": "cnn", "epochs": 60, "augment": "crop-flip", "lr": 0.03, "weight_decay": 5e-4,
+        "validation": 1000, "warmup": 100, "clip": 5.0,
+    }  # fmt: skip
+    return {
+        "gpu plain": {**base, "expand": "none"},
+        "gpu d=2": {**base, "depth": 2},
+        "gpu d=4": {**base, "depth": 4},
+        "gpu d=2 width 4": {**base, "depth": 2, "expand_width": 4.0},
+        "gpu d=2 normalised": {**base, "depth": 2, "factor_norm": True},
+    }
+
+
+def paper_cells() -> dict[str, Fields]:
+    """CIFAR-10 and CIFAR-100 for 200 epochs; networks of the paper's kinds."""
+    cells = {}
+    for data, model in itertools.product(("cifar10", "cifar100"), ("cnn", "alexnet-cifar", "resnet20")):
+        base: Fields = {
+            "data": data, "model": model, "epochs": 200, "augment": "crop-flip", "lr": 0.03, "weight_decay": 5e-4,
+            "warmup": 500, "clip": 5.0,
+        }  # fmt: skip
+        cells[f"paper {data} {model} plain"] = {**base, "expand": "none"}
+        for depth in (2, 4):
+            cells[f"paper {data} {model} d={depth}"] = {**base, "depth": depth}
+    return cells
+
+
+def smoke_cells() -> dict[str, Fields]:
+    """Everything, small."""
+    tiny: Fields = {"data": "digits", "width": 32, "batch_size": 64, "steps": 20, "probes": 64}
+    return {
+        "volume products": {"study": "volume", "n": 16, "draws": 30, "depths": [1, 2, 4]},
+        "volume relu": {"study": "volume", "nets": "features", "n": 32, "draws": 4, "images": 64, "depths": [1, 2]},
+        "regress r=2 d=2": {
+            "study": "regress", "n": 8, "samples": 5, "draws": 3, "steps": 100, "rank": 2, "depths": [2],
+        },
+        "optimizer adam": {
+            "study": "optimizers", "optimizers": ["adam"], "n": 6, "samples": 4, "draws": 2, "target": 0.05,
+            "steps": 200, "depths": [1, 2],
+        },
+        "search d=1": {"study": "search", "data": "digits", "search": 5, "depths": [1]},
+        "train plain": {**tiny, "expand": "none"},
+        "train d=3": {**tiny, "depth": 3},
+        "train normalised": {**tiny, "depth": 2, "factor_norm": True},
+        "train skips": {**tiny, "depth": 2, "factor_skips": [2]},
+        "train cnn": {**tiny, "model": "cnn-small", "depth": 2, "max_train": 300, "steps": 4},
+        "train penalty": {**tiny, "expand": "none", "regulariser": "nuclear", "strength": 1e-3},
+    }  # fmt: skip
+
+
+class LowRankStudy(Study):
+    """The low-rank simplicity bias."""
+
+    member: ClassVar[str] = "low-rank"
+    package: ClassVar[str] = "low_rank"
+    presets: ClassVar[tuple[Ladder, ...]] = LADDER
+    libraries: ClassVar[tuple[str, ...]] = ("scipy", "mlxtend", "scikit-learn")
+
+    def planned(self, config: ReproduceConfig) -> dict[str, Fields]:
+        """Runs of a preset by name, those whose data are at hand."""
+        from shared.data import data_root
+
+        root = data_root(config.data_root)
+        if config.preset == "smoke":
+            return smoke_cells()
+        if config.preset == "cpu":
+            return (
+                volume_cells(32, 1000, DEPTHS) | feature_cells(60) | search_cells(150) | regression_cells(64, 2000)
+                | optimizer_cells(8, 3000) | digits_cells()
+            )  # fmt: skip
+        if config.preset == "cpu-long":
+            fashion = {**feature_cells(50, "fashion", 256)["volume relu"]}
+            cells = {"volume fashion": fashion} | cifar_cells()
+        elif config.preset == "gpu":
+            cells = volume_cells(128, 4096, (*DEPTHS, 32, 64)) | gpu_cells()
+        else:
+            cells = paper_cells()
+        return {name: fields for name, fields in cells.items() if present(fields.get("data", "digits"), root)}
+
+    def cells(self, config: ReproduceConfig) -> list[Cell]:
+        from shared.data import data_root
+
+        root = data_root(config.data_root)
+        planned = self.planned(config)
+        if not planned:
+            raise UserError("--data-root", root, "a folder with CIFAR-10, CIFAR-100 or Fashion-MNIST")
+        cells = []
+        for name, fields in planned.items():
+            check(fields)
+            seeds = 1 if "study" in fields else config.seeds or SEEDS[config.preset]
+            print_of = fingerprint(fields.get("data", "digits"), root)
+            cells += [Cell(name, fields, seed, print_of) for seed in range(seeds)]
+        return sorted(cells, key=lambda cell: -work(cell.settings))  # so that no core waits for the last of them
+
+    def absent(self, config: ReproduceConfig) -> Mapping[str, str]:
+        from shared.data import data_root
+
+        root = data_root(config.data_root)
+        wanted = {
+            "cpu-long": {"volume fashion": "fashion", "cifar ": "cifar10"},
+            "gpu": {"gpu ": "cifar10"},
+            "paper": {"paper cifar10 ": "cifar10", "paper cifar100 ": "cifar100"},
+        }.get(config.preset, {})
+        return {
+            prefix: f"{' or '.join(PLACES[data])} is not under the data root"  # pyright: ignore[reportArgumentType]
+            for prefix, data in wanted.items()
+            if not present(data, root)  # pyright: ignore[reportArgumentType]
+        }
+
+    def run(self, cell: Cell, config: ReproduceConfig) -> dict[str, Any]:
+        fields = dict(cell.settings)
+        study = fields.pop("study", None)
+        flags: Fields = {"seed": cell.seed, "quiet": True}
+        if study is not None:
+            from low_rank import studies
+
+            if "data" in fields or study == "volume":
+                flags["data_root"] = config.data_root
+            if study in ("volume", "regress"):
+                flags["device"] = config.device
+            made: Any = from_json(KINDS[study], {**fields, **flags})
+            if study == "search":
+                return studies.search_rows(made)
+            return {"volume": studies.volume, "regress": studies.regression, "optimizers": studies.optimisers}[study](
+                made
+            )
+        from low_rank.train import measure
+
+        flags |= {"device": config.device, "preset": config.scale, "data_root": config.data_root}
+        return measure(from_json(TrainConfig, {**fields, **flags}), self.scratch)
+
+    def quantities(self) -> Mapping[str, Callable[[Outcomes], Sequence[float]]]:
+        return {
+            "smoke-share": smoke_share,
+            "volume-linear-steps": partial(dominated, name="volume products"),
+            "volume-limit": off_the_limit,
+            "volume-relu-step": partial(least_step, name="volume relu"),
+            "volume-relu-drop": partial(total_drop, name="volume relu"),
+            "volume-relu-steps": partial(dominated, name="volume relu"),
+            "volume-fashion-drop": partial(total_drop, name="volume fashion"),
+            "volume-residual-drop": partial(total_drop, name="volume skips block-scaled"),
+            "search-step": lambda o: [min(searched_steps(o))],
+            "search-drop": lambda o: [sum(searched_steps(o))],
+            "regress-ratio": regress_ratio,
+            "regress-train": lambda o: [max(regressed(o, d)["train"] for d in REGRESSED)],
+            "regress-rank-step": regress_rank_step,
+            "regress-full-ratio": lambda o: [regressed(o, 16, 32)["train"] / regressed(o, 2, 32)["train"]],
+            "optimizers-drop": lambda o: [min(optimizer_drop(o, name) for name in OPTIMISERS)],
+            "expanded-least-drop": lambda o: [min(drops) for drops in expanded_drops(o)],
+            "expanded-mean-drop": lambda o: [statistics.fmean(drops) for drops in expanded_drops(o)],
+            "cifar-gain": partial(gain, one="cifar d=2", other="cifar plain", metric="accuracy"),
+            "cifar-gap-gain": partial(gain, one="cifar plain", other="cifar d=2", metric="gap"),
+            "gpu-gain": lambda o: gain(o, chosen_variant(o), "gpu plain", "test"),
+            "gpu-train-gain": lambda o: gain(o, "gpu plain", chosen_variant(o), "train"),
+        }
+
+    def tables(self, outcomes: Outcomes) -> Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]]:
+        tables: dict[str, tuple[Sequence[str], Sequence[Sequence[Any]]]] = {}
+        volumes = [name for name in outcomes.names() if name.startswith("volume ")]
+        if volumes:
+            depths = sorted({row["depth"] for name in volumes for row in outcomes.raw(name)[0]["rows"]})
+            body = []
+            for name in volumes:
+                means = {row["depth"]: row["mean"] for row in outcomes.raw(name)[0]["rows"]}
+                body.append((name.removeprefix("volume "), *(means.get(d) for d in depths)))
+            tables["Random networks: mean effective rank (nats) by layers"] = (("networks", *map(str, depths)), body)
+        regressions = [name for name in outcomes.names() if name.startswith("regress ")]
+        if regressions:
+            body = []
+            for name in sorted(regressions, key=_by_numbers):
+                row = outcomes.raw(name)[0]["rows"][0]
+                body.append(
+                    (name.removeprefix("regress "), *(row[k] for k in ("train", "test", "test_se", "rho", "fitted")))
+                )
+            values = outcomes.raw(regressions[0])[0]
+            for name in dict.fromkeys(name.split()[1] for name in sorted(regressions, key=_by_numbers)):
+                values = outcomes.raw(next(full for full in regressions if full.split()[1] == name))[0]
+                shortest = values["minimum_norm"]
+                body.append((f"{name} least norm", *(shortest[k] for k in ("train", "test", "test_se", "rho")), None))
+                body.append((f"{name} truth", None, 0.0, None, values["true_rank"], None))
+            columns = ("rank, factors", "training error", "test error", "its s.e.", "effective rank", "fitted")
+            tables["Deep linear regression, mean of draws"] = (columns, body)
+        lines = [name for name in outcomes.names() if name.startswith("optimizer ")]
+        if lines:
+            body = [
+                tuple(row[k] for k in ("optimizer", "depth", "reached", "rho", "test", "steps"))
+                for name in lines for row in outcomes.raw(name)[0]["rows"]
+            ]  # fmt: skip
+            columns = ("optimizer", "factors", "reached the target", "effective rank there", "test error", "steps")
+            tables["Optimisers at one training error"] = (columns, sorted(body))
+        searched = [name for name in outcomes.names() if name.startswith("search ")]
+        if searched:
+            columns = ("layers", "kept", "share without an error", "rank of those", "of all", "their test accuracy")
+            body = []
+            for name in searched:
+                row = outcomes.raw(name)[0]["rows"][0]
+                body.append(tuple(row[k] for k in ("depth", "kept", "share", "rho", "rho_all", "accuracy")))
+            tables["Random search: networks without a training error"] = (columns, sorted(body))
+        trained = [name for name in outcomes.names() if "hidden_ranks" in outcomes.raw(name)[0]]
+        if trained:
+            columns = ("network", "test", "training", "gap", "rank of hidden weights", "rank of the Gram matrix")
+            body = []
+            for name in trained:
+                runs = outcomes.raw(name)
+                mean = partial(_mean_of, runs)
+                ranks = [statistics.fmean(run["hidden_ranks"].values()) for run in runs]
+                body.append(
+                    (name, mean("accuracy"), mean("train"), mean("gap"), statistics.fmean(ranks), mean("gram_rank"))
+                )
+            tables["Trained networks, mean of seeds"] = (columns, sorted(body))
+        return tables
+
+    def figures(self, outcomes: Outcomes, folder: Path) -> list[Path]:
+        from low_rank.study_figures import draw
+
+        return draw(outcomes, folder)
+
+
+def check(fields: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless the fields are a config."""
+    study = fields.get("study")
+    own = {name: value for name, value in fields.items() if name != "study"}
+    from_json(KINDS[study] if study else TrainConfig, own)
+
+
+def work(settings: Mapping[str, Any]) -> float:
+    """About how long a cell takes, for their order alone."""
+    depth = max(settings.get("depths", [settings.get("depth", 1)]))
+    study = settings.get("study")
+    if study == "regress":
+        return settings["draws"] * settings["steps"] * depth / 2e4
+    if study == "optimizers":
+        return 30.0
+    if study == "search":
+        return 10.0 * depth
+    if study == "volume":
+        return settings["draws"] * settings.get("n", 32) * depth / 1e4
+    return 1e3 if settings.get("data") == "cifar10" else 10.0
+
+
+def _by_numbers(name: str) -> tuple[int, ...]:
+    return tuple(int(part.rpartition("=")[2]) for part in name.split()[1:])
+
+
+def _mean_of(runs: Sequence[Mapping[str, Any]], metric: str) -> float:
+    return statistics.fmean(run[metric] for run in runs)
+
+
+def smoke_share(outcomes: Outcomes) -> list[float]:
+    """Share of cells of the smoke preset whose numbers are finite, and whose training lowered its loss."""
+    names = list(smoke_cells())
+    if not all(name in outcomes for name in names):
+        raise Missing("train plain")
+    good = []
+    for name in names:
+        run = outcomes.raw(name)[0]
+        if "history" in run:
+            first, last = run["history"][0], run["history"][-1]
+            good.append(last["train_loss"] < first["train_loss"])
+        else:
+            numbers = [value for row in run["rows"] for value in row.values() if isinstance(value, (int, float))]
+            good.append(bool(numbers) and all(math.isfinite(value) for value in numbers))
+    return [sum(good) / len(good)]
+
+
+def dominated(outcomes: Outcomes, name: str) -> list[float]:
+    """Share of steps from one depth to the next at which the distribution moved down, beyond its bands somewhere and
+    against them nowhere."""
+    steps = outcomes.raw(name)[0]["steps"]
+    return [sum(step["holds"] and step["strict"] for step in steps) / len(steps)]
+
+
+def off_the_limit(outcomes: Outcomes) -> list[float]:
+    """Largest difference between the mean deficit of products and the Fuss-Catalan law's."""
+    return [max(abs(row["deficit"] - row["limit"]) for row in outcomes.raw("volume products")[0]["rows"])]
+
+
+def least_step(outcomes: Outcomes, name: str) -> list[float]:
+    """The smallest fall of the mean rank from one depth to the next."""
+    means = [row["mean"] for row in outcomes.raw(name)[0]["rows"]]
+    return [min(a - b for a, b in itertools.pairwise(means))]
+
+
+def total_drop(outcomes: Outcomes, name: str) -> list[float]:
+    """The fall of the mean rank from the smallest depth to the largest."""
+    return [outcomes.raw(name)[0]["total_drop"]]
+
+
+def searched_steps(outcomes: Outcomes) -> list[float]:
+    """Falls of the rank of accepted networks from one depth to the next.
+
+    Raises:
+        Missing: a depth at which fewer than thirty were found.
+    """
+    rows = [outcomes.raw(f"search d={d}")[0]["rows"][0] for d in SEARCHED]
+    if any(row["hollow"] for row in rows):
+        raise Missing("thirty accepted networks")
+    return [a["rho"] - b["rho"] for a, b in itertools.pairwise(rows)]
+
+
+def regressed(outcomes: Outcomes, depth: int, rank: int = 2) -> Mapping[str, Any]:
+    """The row of a regression."""
+    return outcomes.raw(f"regress r={rank} d={depth}")[0]["rows"][0]
+
+
+def regress_ratio(outcomes: Outcomes) -> list[float]:
+    """Test error of the best depth from 3 to 8 over that of one factor."""
+    best = min(regressed(outcomes, d)["test"] for d in REGRESSED if 3 <= d <= 8)
+    return [best / regressed(outcomes, 1)["test"]]
+
+
+def regress_rank_step(outcomes: Outcomes) -> list[float]:
+    """The smallest fall of the map's rank from one depth to the next."""
+    means = [regressed(outcomes, d)["rho"] for d in REGRESSED]
+    return [min(a - b for a, b in itertools.pairwise(means))]
+
+
+def optimizer_drop(outcomes: Outcomes, name: str) -> float:
+    """Rank at the smallest depth less that at the largest; -inf where half of the draws did not reach the target."""
+    rows = outcomes.raw(f"optimizer {name}")[0]["rows"]
+    first, last = rows[0], rows[-1]
+    if any(row["reached"] < 0.5 for row in (first, last)):
+        return -math.inf
+    return first["rho"] - last["rho"]
+
+
+def expanded_drops(outcomes: Outcomes) -> list[list[float]]:
+    """Of each seed, for every hidden layer, the rank in the plain network less that in products of three."""
+    pairs = zip(outcomes.raw("digits plain"), outcomes.raw("digits d=3"), strict=True)
+    return [
+        [plain["hidden_ranks"][name] - made["hidden_ranks"][name] for name in plain["hidden_ranks"]]
+        for plain, made in pairs
+    ]
+
+
+def gain(outcomes: Outcomes, one: str, other: str, metric: str) -> list[float]:
+    """A metric of one network less another's, seed by seed."""
+    return [a - b for a, b in zip(outcomes.values(one, metric), outcomes.values(other, metric), strict=True)]
+
+
+def chosen_variant(outcomes: Outcomes) -> str:
+    """The over-parameterised network of the highest mean accuracy on held-out images."""
+    variants = [name for name in outcomes.names() if name.startswith("gpu d=")]
+    if not variants:
+        raise Missing("gpu d=2")
+    return max(variants, key=lambda name: statistics.fmean(outcomes.values(name, "accuracy")))

@@ -1,0 +1,247 @@
+"""What `volume`, `regress` and `optimizers` compute, as numbers that tables, figures and claims are made of."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from low_rank.config import OptimizersConfig, RegressConfig, VolumeConfig
+from low_rank.optimizers import fit_to_target
+from low_rank.random_networks import Architecture, dominance, gram_ranks, product_ranks
+from low_rank.rank import effective_rank, gram_effective_rank
+from low_rank.regression import draw_problem, minimum_norm, regress
+from low_rank.search import Evolved, TwoClass, cma_search, draw_classifiers, random_search, two_class
+from low_rank.spectra import deficit
+from shared.augment import normalise
+from shared.data import data_root
+from shared.device import choose_device
+from shared.images import load
+
+KEPT = 200  # points of a distribution function that are kept
+LOOKS = 40  # at singular values, over a regression
+SEARCH_WIDTH = 32  # of networks that random search draws
+CMA_WIDTH, CMA_TARGET, CMA_EVALUATIONS = 12, 0.1, 60_000
+LINES = 6  # singular values a draw that are kept of each look
+
+
+def inputs(data: str, images: int, root: Path | None, seed: int = 0) -> Tensor:
+    """[N, D] test images in double precision, of mean 0 and deviation 1 over the training images."""
+    found = load(data, data_root(root), seed=seed)  # pyright: ignore[reportArgumentType]
+    both = torch.cat([found.x_test, found.x_train])[:images]
+    return normalise(both, found).flatten(1).double()
+
+
+def volume(config: VolumeConfig) -> dict[str, Any]:
+    """Effective ranks of random networks at every depth.
+
+    Returns: `rows`, one a depth, with mean, deviation and quantiles of the rank; `steps`, from each depth to the next,
+    the largest violation of CDF_next(r) >= CDF(r) and the largest excess; `input_rank` of the images.
+    """
+    device = choose_device(config.device)
+    found: dict[int, Tensor] = {}
+    x = None
+    if config.nets == "features":
+        x = inputs(config.data, config.images, config.data_root).to(device)
+    for depth in tqdm(config.depths, unit="depth", disable=True if config.quiet else None, desc=config.nets):
+        generator = torch.Generator(device).manual_seed(_seed(config.seed, depth))
+        if x is None:
+            ranks = product_ranks(config.n, depth, config.draws, config.init or "normal", generator)
+        else:
+            ranks = gram_ranks(
+                x, depth, config.n, config.draws, activation=config.activation, init=config.init or "kaiming",
+                residual=config.skips,
+                generator=generator, center=config.center,
+            )  # fmt: skip
+        found[depth] = ranks.cpu().double()
+    rows = []
+    for depth, ranks in found.items():
+        row = {
+            "depth": depth,
+            "mean": float(ranks.mean()),
+            "deviation": float(ranks.std(correction=1) if len(ranks) > 1 else 0),
+        }
+        row["quantiles"] = torch.quantile(ranks, torch.linspace(0, 1, KEPT, dtype=torch.float64)).tolist()
+        if x is None:
+            row |= {"deficit": math.log(config.n) - row["mean"], "limit": deficit(depth)}
+        rows.append(row)
+    steps = []
+    for shallow, deep in zip(config.depths, config.depths[1:], strict=False):
+        verdict = dominance(found[shallow], found[deep], config.level)
+        steps.append({"from": shallow, "to": deep, **_plain(verdict)})
+    values: dict[str, Any] = {"rows": rows, "steps": steps, "total_drop": rows[0]["mean"] - rows[-1]["mean"]}
+    if x is not None:
+        values["input_rank"] = float(gram_effective_rank(x, center=config.center))
+    return values
+
+
+def _plain(verdict: Any) -> dict[str, Any]:
+    return {name: getattr(verdict, name) for name in ("violation", "excess", "band", "holds", "strict")}
+
+
+def _seed(seed: int, *parts: int) -> int:
+    """A stream of its own for every depth, so that adding one changes no other."""
+    return int(torch.tensor([seed, *parts]).mul(torch.tensor([1_000_003, 7919, 104_729][: 1 + len(parts)])).sum())
+
+
+def regression(config: RegressConfig) -> dict[str, Any]:
+    """Deep linear regression at every depth, and the fit of least norm: means over draws and standard errors."""
+    device = choose_device(config.device)
+    problem = draw_problem(
+        config.n,
+        config.rank,
+        config.samples,
+        config.draws,
+        torch.Generator().manual_seed(config.seed),
+        noise=config.noise,
+    )
+    rows, paths = [], {}
+    for depth in tqdm(config.depths, unit="depth", disable=True if config.quiet else None, desc="regress"):
+        fit = regress(
+            problem, depth, torch.Generator().manual_seed(_seed(config.seed, depth)), steps=config.steps, lr=config.lr,
+            gain=config.gain, looks=LOOKS, device=device, quiet=config.quiet,
+        )  # fmt: skip
+        rows.append({"depth": depth, **_summary(fit)})
+        paths[str(depth)] = {
+            "steps": fit.steps.tolist(),
+            "singular_values": fit.singular_values[:, 0, :LINES].tolist(),
+        }
+    shortest = minimum_norm(problem)
+    truth = [float(value) for value in torch.linalg.svdvals(problem.A[0])[:LINES]]
+    return {
+        "rows": rows,
+        "minimum_norm": _summary(shortest),
+        "true_rank": float(effective_rank(problem.A).mean()),
+        "trajectories": paths,
+        "true_singular_values": truth,
+    }
+
+
+def _summary(fit: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in ("train", "test", "test_sampled", "rho"):
+        value: Tensor = getattr(fit, name)
+        found[name] = float(value.mean())
+        found[name + "_se"] = float(value.std(correction=1)) / math.sqrt(len(value)) if len(value) > 1 else 0.0
+        found[name + "_all"] = value.tolist()
+    fitted = fit.fitted_at
+    found["fitted"] = float(fitted.isfinite().double().mean())
+    found["fitted_at"] = float(fitted.nanmedian()) if bool(fitted.isfinite().any()) else None
+    return found
+
+
+def optimisers(config: OptimizersConfig) -> dict[str, Any]:
+    """Every optimiser at every depth, compared where its draws first reach the target."""
+    problem = draw_problem(
+        config.n, config.rank, config.samples, config.draws, torch.Generator().manual_seed(config.seed), new=2
+    )
+    rows = []
+    pairs = [(name, depth) for name in config.optimizers for depth in config.depths]
+    for name, depth in tqdm(pairs, unit="line", disable=True if config.quiet else None, desc="optimizers"):
+        found = fit_to_target(
+            problem, depth, name, target=config.target, steps=config.steps, seed=_seed(config.seed, depth)
+        )
+        there = found.steps.isfinite()
+        rates = found.rate[there & found.rate.isfinite()]
+        rows.append(
+            {
+                "optimizer": name, "depth": depth, "reached": found.reached, "rate": _mean(rates),
+                "rho": _mean(found.rho[there]), "test": _mean(found.test[there]), "steps": _mean(found.steps[there]),
+            }
+        )  # fmt: skip
+    return {"rows": rows}
+
+
+def pair_of(config: OptimizersConfig) -> TwoClass:
+    """Eight images of two classes to be told apart, and others to look at the networks with."""
+    data = load(config.data, data_root(config.data_root), seed=config.seed)
+    x, y = torch.cat([data.x_train, data.x_test]), torch.cat([data.y_train, data.y_test])
+    return two_class(x, y, seed=config.seed)
+
+
+def search_rows(config: OptimizersConfig) -> dict[str, Any]:
+    """Random search at every depth: networks without a training error, their rank beside that of all networks.
+
+    Returns: `rows`, one a depth.
+    """
+    pair = pair_of(config)
+    rows = []
+    for depth in config.depths:
+        generator = torch.Generator().manual_seed(_seed(config.seed, depth))
+        found = random_search(
+            pair, depth, generator, target=config.search, max_draws=config.max_draws, quiet=config.quiet
+        )
+        everything = draw_classifiers(
+            Architecture(pair.x_train.shape[1], SEARCH_WIDTH, depth), max(config.search, 2), generator
+        ).ranks(pair.x_probe)
+        rows.append(
+            {
+                "depth": depth, "kept": found.kept, "draws": found.draws, "share": found.share, "low": found.low,
+                "high": found.high, "hollow": found.hollow, "rho": _mean(found.ranks), "rho_se": _error(found.ranks),
+                "rho_all": _mean(everything), "accuracy": _mean(found.accuracy),
+            }
+        )  # fmt: skip
+    return {"rows": rows}
+
+
+def cma_rows(config: OptimizersConfig) -> dict[str, Any]:
+    """CMA-ES at every depth on the same images, to a loss of `CMA_TARGET`; depths of too many weights are left out.
+
+    Returns: `rows`, one a depth.
+    """
+    pair = pair_of(config)
+    rows = []
+    pairs = [(depth, run) for depth in config.depths for run in range(config.cma)]
+    found: dict[int, list[Evolved]] = {}
+    for depth, run in tqdm(pairs, unit="run", disable=True if config.quiet else None, desc="cma"):
+        generator = torch.Generator().manual_seed(_seed(config.seed, depth, run))
+        found.setdefault(depth, []).append(
+            cma_search(pair, depth, generator, width=CMA_WIDTH, target=CMA_TARGET, max_evaluations=CMA_EVALUATIONS)
+        )
+    for depth, runs in found.items():
+        there = [run for run in runs if run.reached]
+        rows.append(
+            {
+                "depth": depth, "kept": len(there), "draws": len(runs), "share": len(there) / len(runs),
+                "rho": statistics.fmean(run.rank for run in there) if there else None,
+                "accuracy": statistics.fmean(run.accuracy for run in there) if there else None,
+            }
+        )  # fmt: skip
+    return {"rows": rows}
+
+
+def searches(config: OptimizersConfig) -> dict[str, Any] | None:
+    """Random search as `optimizers --search` asks for it."""
+    return search_rows(config) if config.search else None
+
+
+def evolved(config: OptimizersConfig) -> dict[str, Any] | None:
+    """CMA-ES as `optimizers --cma` asks for it."""
+    return cma_rows(config) if config.cma else None
+
+
+def drop(rows: Sequence[Mapping[str, Any]], optimizer: str) -> float:
+    """Effective rank at the smallest depth less that at the largest, of one optimiser's rows; nan where a depth was not
+    brought to the target by half of the draws."""
+    own = sorted((row for row in rows if row["optimizer"] == optimizer), key=lambda row: row["depth"])
+    if not own or any(row["reached"] < 0.5 or row["rho"] is None for row in (own[0], own[-1])):
+        return math.nan
+    return own[0]["rho"] - own[-1]["rho"]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _error(values: Tensor) -> float | None:
+    return float(values.std(correction=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def _mean(values: Tensor) -> float | None:
+    return statistics.fmean(values.tolist()) if len(values) else None

@@ -1,0 +1,102 @@
+"""Figures of `reproduce`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from low_rank import figures
+from shared.claims import Outcomes
+from shared.figures import figure
+
+
+def draw(outcomes: Outcomes, folder: Path) -> list[Path]:
+    """All figures that the finished cells allow."""
+    drawn = []
+    names = outcomes.names()
+    for name, file in (("volume products", "products"), ("volume relu", "relu"), ("volume fashion", "fashion")):
+        if name in outcomes:
+            drawn.append(figures.volume(folder / file, outcomes.raw(name)[0], name.removeprefix("volume ")))
+    if sum(name.startswith("volume ") for name in names) > 3:
+        drawn.append(exceptions(folder / "exceptions", outcomes))
+    regressions = [name for name in names if name.startswith("regress r=2 ")]
+    if len(regressions) > 1:
+        values = _joined(outcomes, regressions)
+        drawn.append(figures.regression(folder / "regression", values, "rank 2"))
+        drawn.append(figures.trajectories(folder / "trajectories", values))
+    lines = [row for name in names if name.startswith("optimizer ") for row in outcomes.raw(name)[0]["rows"]]
+    if len({row["optimizer"] for row in lines}) > 1:
+        drawn.append(figures.lines(folder / "optimizers", lines))
+    searched = [outcomes.raw(name)[0]["rows"][0] for name in names if name.startswith("search ")]
+    if len(searched) > 1:
+        drawn.append(search(folder / "search", sorted(searched, key=lambda row: row["depth"])))
+    networks = {name: outcomes.raw(name) for name in names if "spectra" in outcomes.raw(name)[0]}
+    for stem in ("digits", "cifar", "gpu"):
+        own = {name: runs for name, runs in networks.items() if name.startswith(stem + " ")}
+        if len(own) > 1:
+            drawn.append(spectra(folder / f"{stem}-spectra", own))
+    return drawn
+
+
+def exceptions(path: Path, outcomes: Outcomes) -> Path:
+    """Mean Gram rank by depth for every activation, and for every kind of skip connection."""
+    with figure(path, 1, 2, figsize=(9.5, 3.8), sharey=True) as (_, axes):
+        for axis, skips, title in ((axes[0], False, "activations"), (axes[1], True, "skip connections, ReLU")):
+            for name in outcomes.names():
+                if not name.startswith("volume ") or name in ("volume products", "volume fashion"):
+                    continue
+                if name != "volume relu" and name.startswith("volume skips ") is not skips:
+                    continue
+                rows = outcomes.raw(name)[0]["rows"]
+                label = name.removeprefix("volume ").removeprefix("skips ")
+                axis.plot([row["depth"] for row in rows], [row["mean"] for row in rows], "o-", markersize=3,
+                          label="none" if skips and name == "volume relu" else label)  # fmt: skip
+            axis.set(xscale="log", xlabel="layers", title=title)
+            axis.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+            axis.minorticks_off()
+            axis.legend(fontsize=7)
+        axes[0].set(ylabel=figures.GRAM_RANK)
+    return path.with_suffix(".png")
+
+
+def _joined(outcomes: Outcomes, names: list[str]) -> dict[str, Any]:
+    """Regressions at one depth each as one study."""
+    runs = sorted((outcomes.raw(name)[0] for name in names), key=lambda run: run["rows"][0]["depth"])
+    paths = {depth: found for run in runs for depth, found in run["trajectories"].items()}
+    return {**runs[0], "rows": [run["rows"][0] for run in runs], "trajectories": paths}
+
+
+def search(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Rank of networks without a training error beside that of all, by depth; hollow where few were found."""
+    depths = [row["depth"] for row in rows]
+    with figure(path, figsize=(5, 3.6)) as (_, axes):
+        for place, (name, label) in enumerate((("rho", "without an error"), ("rho_all", "all"))):
+            axes.plot(depths, [row[name] for row in rows], color=f"C{place}", label=label)
+            for row in rows:
+                face = "white" if row["hollow"] else f"C{place}"
+                axes.plot(row["depth"], row[name], "o", color=f"C{place}", markerfacecolor=face)
+        axes.set(xscale="log", xlabel="layers", ylabel=figures.GRAM_RANK)
+        axes.set_xticks(depths, [str(d) for d in depths])
+        axes.minorticks_off()
+        axes.legend()
+    return path.with_suffix(".png")
+
+
+def spectra(path: Path, networks: dict[str, list[Any]]) -> Path:
+    """Singular values of the weights after training, relative to the largest: plain and over-parameterised networks."""
+    layers = list(next(iter(networks.values()))[0]["spectra"])[:6]
+    columns = min(3, len(layers))
+    rows = -(-len(layers) // columns)
+    with figure(path, rows, columns, figsize=(3.3 * columns, 2.8 * rows), squeeze=False) as (_, axes):
+        for axis, layer in zip(axes.flat, layers, strict=False):
+            for name, runs in networks.items():
+                values = np.array([run["spectra"][layer] for run in runs])
+                mean = np.exp(np.log(np.maximum(values, 1e-12)).mean(0))
+                axis.semilogy(np.arange(1, len(mean) + 1), mean, label=name.partition(" ")[2])
+            axis.set(title=layer, xlabel="singular value", ylim=(1e-5, 1.5))
+        axes[0][0].legend(fontsize=7)
+        for axis in axes.flat[len(layers) :]:
+            axis.set_visible(False)
+    return path.with_suffix(".png")
