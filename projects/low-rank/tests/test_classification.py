@@ -183,7 +183,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_killed_and_resumed_is_never_stopped(tmp_path: Path) -> None:
-    flags = ["--preset", "smoke", "--steps", "300", "--eval-every", "20", "--checkpoint-every", "20", "--device", "cpu"]
+    flags = ["--preset", "smoke", "--steps", "200", "--eval-every", "20", "--checkpoint-every", "20", "--device", "cpu"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     command = [sys.executable, "-m", "low_rank", "train", *flags, "--quiet", "--out"]
     subprocess.run([*command, str(whole)], check=True)

@@ -47,9 +47,10 @@ def volume(config: VolumeConfig) -> int:
         rows.append((row["depth"], row["mean"], row["deviation"], row.get("deficit"), row.get("limit"), lower))
     columns = ("layers", "mean rank (nats)", "deviation", "ln n - mean", "its limit", "below the depth before")
     kept = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
-    what = f"products of {config.n} x {config.n} matrices" if config.nets == "products" else (
-        f"{config.activation} networks of width {config.n} on {config.images} images of {config.data}"
-    )  # fmt: skip
+    what = f"products of {config.n} x {config.n} matrices"
+    if config.nets == "features":
+        seen = f"images of {config.data}" if config.inputs == "images" else "Gaussian vectors"
+        what = f"{config.activation} networks of width {config.n} on {config.images} {seen}"
     print_table(f"{what}: {config.draws:,} draws a depth", [columns[i] for i in kept],
                 [[row[i] for i in kept] for row in rows], config.quiet)  # fmt: skip
     drawn = [figures.volume(folder / "volume", values, what)]

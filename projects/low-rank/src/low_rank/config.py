@@ -262,6 +262,12 @@ class VolumeConfig:
     """Of networks (features)."""
     skips: str = "none"
     """Skip connections of networks (features)."""
+    every: int = 1
+    """Layers that a skip connection leads around."""
+    normalisation: Literal["none", "batch", "layer"] = "none"
+    """Before the activation, over the images or over the units (features)."""
+    inputs: Literal["images", "gaussian"] = "images"
+    """What networks are looked at with: --images of --data, or as many Gaussian vectors of --n numbers."""
     data: ImageSet = "digits"
     """Images that networks are looked at with."""
     images: int = 256
@@ -289,6 +295,11 @@ class VolumeConfig:
             check_choice("--init", self.init, tuple(INITIALISATIONS))
         check_choice("--activation", self.activation, ACTIVATIONS)
         check_choice("--skips", self.skips, tuple(SKIPS))
+        check_choice("--normalisation", self.normalisation, ("none", "batch", "layer"))
+        check_choice("--inputs", self.inputs, ("images", "gaussian"))
+        check_range("--every", self.every, 1)
+        if self.every > 1 and self.skips == "none":
+            raise UserError("--every", self.every, "1 without --skips")
         check_choice("--data", self.data, IMAGE_SETS)
         check_depths(self.depths)
         check_range("--n", self.n, 2)

@@ -41,6 +41,9 @@ def feature_cells(draws: int, data: str = "digits", width: int = 128) -> dict[st
     for name in ("linear", "leaky_relu", "gelu", "tanh"):
         cells[f"volume {name}"] = {**base, "draws": few, "activation": name}
     cells["volume sigmoid, centred"] = {**base, "draws": few, "activation": "sigmoid", "center": True}
+    cells["volume relu, Gaussian inputs"] = {**base, "draws": few, "inputs": "gaussian"}
+    cells["volume relu, batch normalised"] = {**base, "draws": few, "normalisation": "batch"}
+    cells["volume relu, layer normalised"] = {**base, "draws": few, "normalisation": "layer"}
     cells["volume relu, orthogonal"] = {**base, "draws": few, "init": "orthogonal"}
     for name in ("post", "block", "block-scaled", "branch", "linear"):
         cells[f"volume skips {name}"] = {**base, "draws": draws if name == "block-scaled" else few, "skips": name}

@@ -50,6 +50,7 @@ NORMALISATIONS: Mapping[str, str] = {
 EPSILON = 1e-5  # of normalisation, as in torch
 CUT = 2.0  # standard deviations at which `truncated` ends
 SMALL = 64  # side of matrices whose singular values are always taken on the CPU
+ROUNDING = 64  # unit roundoffs that features must vary by to count as different
 BYTES = 256 * 2**20  # that a chunk may take, about, where no chunk is given
 
 
@@ -480,13 +481,13 @@ def gram_ranks(
 
 
 def feature_ranks(features: Tensor, *, center: bool = False, normalize: bool = False) -> Tensor:
-    """Effective ranks, in nats, of the Gram matrices of features [S, N, w]: [S]; exactly 0 for constant features, of
-    which centring would leave rounding errors alone.
+    """Effective ranks, in nats, of the Gram matrices of features [S, N, w]: [S]; exactly 0 for features that are
+    constant up to rounding, of which centring would leave the rounding errors alone.
 
     Args:
         center, normalize: as in `rank.gram_effective_rank`.
     """
-    resolution = 4 * torch.finfo(features.dtype).eps
+    resolution = ROUNDING * torch.finfo(features.dtype).eps
     features = features.double()
     spread = (features - features[:, :1]).abs().amax(dim=(1, 2))
     varied = spread > resolution * features.abs().amax(dim=(1, 2))

@@ -75,8 +75,8 @@ def two_class(
 ) -> TwoClass:
     """Different images of two classes for training, for the Gram matrix and for testing, the same number of each class.
 
-    Every pixel is standardised over all images of the two classes (which is which is not looked at); then every image is
-    scaled to a length of 7.
+    Every pixel is standardised over all images of the two classes (without their labels); then every image is scaled to
+    a length of 7.
 
     Args:
         x: uint8 [N, C, H, W]. y: [N] labels.
@@ -434,7 +434,7 @@ def _package() -> ModuleType:
 
 @contextmanager
 def _numpy_kept() -> Iterator[None]:
-    """NumPy's global generator as it was: the package checks its own consistency at random places that it draws there."""
+    """NumPy's global generator as it was: the package draws from it the places at which it checks its consistency."""
     state = np.random.get_state()  # noqa: NPY002
     try:
         yield

@@ -48,7 +48,7 @@ def volume(config: VolumeConfig) -> dict[str, Any]:
     found: dict[int, Tensor] = {}
     x = None
     if config.nets == "features":
-        x = inputs(config.data, config.images, config.data_root).to(device)
+        x = _looked_at_with(config).to(device)
     for depth in tqdm(config.depths, unit="depth", disable=True if config.quiet else None, desc=config.nets):
         generator = torch.Generator(device).manual_seed(_seed(config.seed, depth))
         if x is None:
@@ -56,8 +56,8 @@ def volume(config: VolumeConfig) -> dict[str, Any]:
         else:
             ranks = gram_ranks(
                 x, depth, config.n, config.draws, activation=config.activation, init=config.init or "kaiming",
-                residual=config.skips,
-                generator=generator, center=config.center,
+                residual=config.skips, normalisation=config.normalisation, every=config.every, generator=generator,
+                center=config.center,
             )  # fmt: skip
         found[depth] = ranks.cpu().double()
     rows = []
@@ -79,6 +79,13 @@ def volume(config: VolumeConfig) -> dict[str, Any]:
     if x is not None:
         values["input_rank"] = float(gram_effective_rank(x, center=config.center))
     return values
+
+
+def _looked_at_with(config: VolumeConfig) -> Tensor:
+    if config.inputs == "images":
+        return inputs(config.data, config.images, config.data_root)
+    generator = torch.Generator().manual_seed(_seed(config.seed, 0))
+    return torch.randn(config.images, config.n, generator=generator, dtype=torch.float64)
 
 
 def _plain(verdict: Any) -> dict[str, Any]:
