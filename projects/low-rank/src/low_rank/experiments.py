@@ -70,17 +70,21 @@ def search_cells(kept: int, data: str = "mnist5k") -> dict[str, Fields]:
 
 
 def digits_cells() -> dict[str, Fields]:
-    """A perceptron on digits: plain, and every layer a product."""
-    base: Fields = {"data": "digits", "model": "mlp", "width": 256, "hidden": 2, "epochs": 15, "lr": 0.05}
-    cells = {"digits plain": {**base, "expand": "none"}}
-    return cells | {f"digits d={d}": {**base, "expand": "all", "depth": d} for d in (2, 3)}
+    """A perceptron on digits of 8 and of 28 pixels: plain, and every layer a product."""
+    base: Fields = {"model": "mlp", "width": 256, "hidden": 2, "lr": 0.05, "clip": 1.0}
+    cells = {}
+    for data, epochs in (("digits", 15), ("mnist5k", 10)):
+        cells[f"{data} plain"] = {**base, "data": data, "epochs": epochs, "expand": "none"}
+        for depth in (2, 3) if data == "digits" else (3,):
+            cells[f"{data} d={depth}"] = {**base, "data": data, "epochs": epochs, "depth": depth}
+    return cells
 
 
 def cifar_cells(epochs: int = 15) -> dict[str, Fields]:
     """A small CNN with batch normalisation on a part of CIFAR-10, drawn at 16 pixels."""
     base: Fields = {
         "data": "cifar10", "model": "cnn-small", "side": 16, "max_train": 6000, "epochs": epochs, "augment": "flip",
-        "lr": 0.05, "weight_decay": 1e-3,
+        "lr": 0.05, "weight_decay": 1e-3, "clip": None,
     }  # fmt: skip
     return {
         "cifar plain": {**base, "expand": "none"},
@@ -240,8 +244,10 @@ class LowRankStudy(Study):
             "regress-rank-step": regress_rank_step,
             "regress-full-ratio": lambda o: [regressed(o, 16, 32)["train"] / regressed(o, 2, 32)["train"]],
             "optimizers-drop": lambda o: [min(optimizer_drop(o, name) for name in OPTIMISERS)],
-            "expanded-least-drop": lambda o: [min(drops) for drops in expanded_drops(o)],
-            "expanded-mean-drop": lambda o: [statistics.fmean(drops) for drops in expanded_drops(o)],
+            "expanded-least-drop": lambda o: [min(drops) for drops in expanded_drops(o, "digits")],
+            "expanded-mean-drop": lambda o: [statistics.fmean(drops) for drops in expanded_drops(o, "digits")],
+            "expanded-mnist-least": lambda o: [min(drops) for drops in expanded_drops(o, "mnist5k")],
+            "expanded-mnist-mean": lambda o: [statistics.fmean(drops) for drops in expanded_drops(o, "mnist5k")],
             "cifar-gain": partial(gain, one="cifar d=2", other="cifar plain", metric="accuracy"),
             "cifar-gap-gain": partial(gain, one="cifar plain", other="cifar d=2", metric="gap"),
             "gpu-gain": lambda o: gain(o, chosen_variant(o), "gpu plain", "test"),
@@ -418,12 +424,11 @@ def optimizer_drop(outcomes: Outcomes, name: str) -> float:
     return first["rho"] - last["rho"]
 
 
-def expanded_drops(outcomes: Outcomes) -> list[list[float]]:
+def expanded_drops(outcomes: Outcomes, data: str) -> list[list[float]]:
     """Of each seed, for every hidden layer, the rank in the plain network less that in products of three."""
-    pairs = zip(outcomes.raw("digits plain"), outcomes.raw("digits d=3"), strict=True)
+    pairs = zip(outcomes.raw(f"{data} plain"), outcomes.raw(f"{data} d=3"), strict=True)
     return [
-        [plain["hidden_ranks"][name] - made["hidden_ranks"][name] for name in plain["hidden_ranks"]]
-        for plain, made in pairs
+        [rank - made["hidden_ranks"][name] for name, rank in plain["hidden_ranks"].items()] for plain, made in pairs
     ]
 
 

@@ -33,7 +33,7 @@ def draw(outcomes: Outcomes, folder: Path) -> list[Path]:
     if len(searched) > 1:
         drawn.append(search(folder / "search", sorted(searched, key=lambda row: row["depth"])))
     networks = {name: outcomes.raw(name) for name in names if "spectra" in outcomes.raw(name)[0]}
-    for stem in ("digits", "cifar", "gpu"):
+    for stem in ("digits", "mnist5k", "cifar", "gpu"):
         own = {name: runs for name, runs in networks.items() if name.startswith(stem + " ")}
         if len(own) > 1:
             drawn.append(spectra(folder / f"{stem}-spectra", own))
