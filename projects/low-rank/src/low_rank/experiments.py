@@ -15,14 +15,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from low_rank.config import OPTIMISERS, OptimizersConfig, RegressConfig, TrainConfig, VolumeConfig
+from low_rank.names import REGULARISERS
 from shared.claims import LADDER, Cell, Ladder, Missing, Outcomes, ReproduceConfig, Study
-from shared.config import UserError, from_json
+from shared.config import RunFailed, UserError, from_json
 from shared.image_names import PLACES, fingerprint, present
 
 DEPTHS = (1, 2, 4, 8, 16)
 REGRESSED = (1, 2, 3, 4, 6, 8, 12, 16)
 SEARCHED = (1, 2, 4, 8)
 SEEDS = {"smoke": 1, "cpu": 5, "cpu-long": 5, "gpu": 3, "paper": 5}  # of trained networks; draws are within a cell
+STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+TRAINED = ("kernels", "compare")
+LINKED = 64  # images of the ordered Gram matrices
 KINDS = {"volume": VolumeConfig, "regress": RegressConfig, "optimizers": OptimizersConfig, "search": OptimizersConfig}
 
 Fields = dict[str, Any]
@@ -92,6 +96,34 @@ def cifar_cells(epochs: int = 15) -> dict[str, Fields]:
         "cifar d=2 width 4": {**base, "expand": "all", "depth": 2, "expand_width": 4.0},
         "cifar fc d=3": {**base, "expand": "linear", "depth": 3},
     }
+
+
+def kernel_cells() -> dict[str, Fields]:
+    """Trained perceptrons of every depth, looked at by their kernels."""
+    base: Fields = {
+        "study": "kernels", "data": "mnist5k", "model": "mlp", "width": 256, "expand": "none", "epochs": 10, "lr": 0.02,
+        "warmup": 50, "clip": 1.0,
+    }  # fmt: skip
+    return {f"kernels d={d}": {**base, "hidden": d} for d in DEPTHS}
+
+
+def compare_cells() -> dict[str, Fields]:
+    """Products against penalties on a few noisy digits: every strength of every way; held-out samples choose."""
+    base: Fields = {
+        "study": "compare", "data": "digits", "model": "mlp", "width": 256, "hidden": 2, "epochs": 15, "lr": 0.05,
+        "clip": 1.0, "validation": 300, "max_train": 600, "label_noise": 0.2, "batch_size": 64,
+    }  # fmt: skip
+    plain: Fields = {**base, "expand": "none"}
+    cells = {"compare plain": plain}
+    for name in REGULARISERS:
+        for strength in STRENGTHS:
+            cells[f"compare {name}, {strength:g}"] = {**plain, "regulariser": name, "strength": strength}
+    for depth in (2, 3):
+        products: Fields = {**base, "expand": "all", "depth": depth}
+        cells[f"compare products of {depth}"] = products
+        for strength in STRENGTHS:
+            cells[f"compare decay on products of {depth}, {strength:g}"] = {**products, "weight_decay": strength}
+    return cells
 
 
 def gpu_cells() -> dict[str, Fields]:
@@ -168,7 +200,7 @@ class LowRankStudy(Study):
             )  # fmt: skip
         if config.preset == "cpu-long":
             fashion = {**feature_cells(50, "fashion", 256)["volume relu"]}
-            cells = {"volume fashion": fashion} | cifar_cells()
+            cells = {"volume fashion": fashion} | cifar_cells() | kernel_cells() | compare_cells()
         elif config.preset == "gpu":
             cells = volume_cells(128, 4096, (*DEPTHS, 32, 64)) | gpu_cells()
         else:
@@ -185,7 +217,8 @@ class LowRankStudy(Study):
         cells = []
         for name, fields in planned.items():
             check(fields)
-            seeds = 1 if "study" in fields else config.seeds or SEEDS[config.preset]
+            drawn = fields.get("study", "compare") not in TRAINED  # all draws are in one cell
+            seeds = 1 if drawn else config.seeds or SEEDS[config.preset]
             print_of = fingerprint(fields.get("data", "digits"), root)
             cells += [Cell(name, fields, seed, print_of) for seed in range(seeds)]
         return sorted(cells, key=lambda cell: -work(cell.settings))  # so that no core waits for the last of them
@@ -209,7 +242,7 @@ class LowRankStudy(Study):
         fields = dict(cell.settings)
         study = fields.pop("study", None)
         flags: Fields = {"seed": cell.seed, "quiet": True}
-        if study is not None:
+        if study is not None and study not in TRAINED:
             from low_rank import studies
 
             if "data" in fields or study == "volume":
@@ -225,7 +258,19 @@ class LowRankStudy(Study):
         from low_rank.train import measure
 
         flags |= {"device": config.device, "preset": config.scale, "data_root": config.data_root}
-        return measure(from_json(TrainConfig, {**fields, **flags}), self.scratch)
+        made = from_json(TrainConfig, {**fields, **flags})
+        if study == "kernels":
+            from low_rank.trained import kernel_network
+
+            values = kernel_network(made, LINKED)
+            return values if cell.seed == 0 else {**values, "gram": []}  # one is drawn
+        if study == "compare":
+            try:
+                values = measure(made)
+            except RunFailed:
+                return {"diverged": 1.0}
+            return {name: values[name] for name in ("accuracy", "test", "train", "hidden_ranks")}
+        return measure(made, self.scratch)
 
     def quantities(self) -> Mapping[str, Callable[[Outcomes], Sequence[float]]]:
         return {
@@ -248,6 +293,8 @@ class LowRankStudy(Study):
             "expanded-mean-drop": lambda o: [statistics.fmean(drops) for drops in expanded_drops(o, "digits")],
             "expanded-mnist-least": lambda o: [min(drops) for drops in expanded_drops(o, "mnist5k")],
             "expanded-mnist-mean": lambda o: [statistics.fmean(drops) for drops in expanded_drops(o, "mnist5k")],
+            "kernels-drop": kernels_drop,
+            "compare-gain": compare_gain,
             "cifar-gain": partial(gain, one="cifar d=2", other="cifar plain", metric="accuracy"),
             "cifar-gap-gain": partial(gain, one="cifar plain", other="cifar d=2", metric="gap"),
             "gpu-gain": lambda o: gain(o, chosen_variant(o), "gpu plain", "test"),
@@ -296,7 +343,42 @@ class LowRankStudy(Study):
                 row = outcomes.raw(name)[0]["rows"][0]
                 body.append(tuple(row[k] for k in ("depth", "kept", "share", "rho", "rho_all", "accuracy")))
             tables["Random search: networks without a training error"] = (columns, sorted(body))
-        trained = [name for name in outcomes.names() if "hidden_ranks" in outcomes.raw(name)[0]]
+        kernels = [name for name in outcomes.names() if name.startswith("kernels ")]
+        if kernels:
+            columns = ("hidden layers", "test", "training", "Gram rank at first", "after", "cophenetic correlation",
+                       "cosine within classes", "between")  # fmt: skip
+            body = []
+            for name in sorted(kernels, key=_by_numbers):
+                runs = outcomes.raw(name)
+                first = statistics.fmean(run["history"][0]["gram_rank"] for run in runs)
+                rest = [_mean_of(runs, k) for k in ("gram_rank", "cophenetic", "within", "between")]
+                body.append((_by_numbers(name)[0], _mean_of(runs, "accuracy"), _mean_of(runs, "train"), first, *rest))
+            tables["Kernels of trained perceptrons (rank on 256 test images, the rest on 64), mean of seeds"] = (
+                columns,
+                body,
+            )
+        if rows := compared(outcomes):
+            columns = (
+                "regularised by",
+                "strength",
+                "held-out",
+                "test",
+                "its s.e.",
+                "training",
+                "rank of weights",
+                "diverged",
+            )
+            names = ("way", "strength", "validation", "test", "se", "train", "rank", "diverged")
+            body = [tuple(row.get(name) for name in names) for row in rows]
+            tables["Products and penalties on 300 noisy digits, each at the strength that held-out samples choose"] = (
+                columns,
+                body,
+            )
+        trained = [
+            name
+            for name in outcomes.names()
+            if not name.startswith("compare ") and "hidden_ranks" in outcomes.raw(name)[0]
+        ]
         if trained:
             columns = ("network", "test", "training", "gap", "rank of hidden weights", "rank of the Gram matrix")
             body = []
@@ -320,7 +402,7 @@ def check(fields: Mapping[str, Any]) -> None:
     """Raise `UserError` unless the fields are a config."""
     study = fields.get("study")
     own = {name: value for name, value in fields.items() if name != "study"}
-    from_json(KINDS[study] if study else TrainConfig, own)
+    from_json(KINDS.get(study, TrainConfig), own)
 
 
 def work(settings: Mapping[str, Any]) -> float:
@@ -333,6 +415,8 @@ def work(settings: Mapping[str, Any]) -> float:
         return 30.0
     if study == "search":
         return 10.0 * depth
+    if study in TRAINED:
+        return 10.0
     if study == "volume":
         return settings["draws"] * settings.get("n", 32) * depth / 1e4
     return 1e3 if settings.get("data") == "cifar10" else 10.0
@@ -435,6 +519,49 @@ def expanded_drops(outcomes: Outcomes, data: str) -> list[list[float]]:
 def gain(outcomes: Outcomes, one: str, other: str, metric: str) -> list[float]:
     """A metric of one network less another's, seed by seed."""
     return [a - b for a, b in zip(outcomes.values(one, metric), outcomes.values(other, metric), strict=True)]
+
+
+def kernels_drop(outcomes: Outcomes) -> list[float]:
+    """After training, rank of the Gram matrix with one hidden layer less that with sixteen, seed by seed."""
+    one, many = (outcomes.values(f"kernels d={d}", "gram_rank") for d in (DEPTHS[0], DEPTHS[-1]))
+    return [a - b for a, b in zip(one, many, strict=True)]
+
+
+def compared(outcomes: Outcomes) -> list[dict[str, Any]]:
+    """Of every way of regularising, the strength of the highest mean accuracy on held-out samples, among those under
+    which no network diverged."""
+    ways: dict[str, list[tuple[float | None, list[Mapping[str, Any]]]]] = {}
+    for name in outcomes.names():
+        if name.startswith("compare "):
+            way, _, strength = name.removeprefix("compare ").partition(", ")
+            ways.setdefault(way, []).append((float(strength) if strength else None, list(outcomes.raw(name))))
+    rows = []
+    for way, settings in ways.items():
+        whole = [(strength, runs) for strength, runs in settings if not any("diverged" in run for run in runs)]
+        row: dict[str, Any] = {"way": way, "diverged": len(settings) - len(whole)}
+        if whole:
+            strength, runs = max(whole, key=lambda setting: _mean_of(setting[1], "accuracy"))
+            tests = [run["test"] for run in runs]
+            row |= {
+                "strength": strength, "validation": _mean_of(runs, "accuracy"), "test": statistics.fmean(tests),
+                "tests": tests, "se": statistics.stdev(tests) / math.sqrt(len(tests)) if len(tests) > 1 else 0.0,
+                "train": _mean_of(runs, "train"),
+                "rank": statistics.fmean(v for run in runs for v in run["hidden_ranks"].values()),
+            }  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def compare_gain(outcomes: Outcomes) -> list[float]:
+    """Test accuracy of products, without decay or with, less that of the best penalty, seed by seed; both chosen on
+    held-out samples."""
+    rows = [row for row in compared(outcomes) if "tests" in row]
+    products = [row for row in rows if "products" in row["way"]]
+    penalties = [row for row in rows if row["way"] in REGULARISERS]
+    if not products or not penalties:
+        raise Missing("compare plain")
+    one, other = (max(group, key=lambda row: row["validation"]) for group in (products, penalties))
+    return [a - b for a, b in zip(one["tests"], other["tests"], strict=True)]
 
 
 def chosen_variant(outcomes: Outcomes) -> str:

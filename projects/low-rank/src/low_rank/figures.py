@@ -202,7 +202,7 @@ def bars(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     shown = [row for row in rows if "test" in row]
     with figure(path, figsize=(6.5, 0.38 * len(shown) + 1.2)) as (_, axes):
         axes.barh([row["way"] for row in shown], [row["test"] for row in shown], xerr=[row["test_se"] for row in shown],
-                  color=["C1" if row["way"].startswith("products") else "C0" for row in shown])  # fmt: skip
+                  color=["C1" if "products" in row["way"] else "C0" for row in shown])  # fmt: skip
         low = min(row["test"] for row in shown)
         axes.set(xlabel="test accuracy", xlim=(max(0.0, low - 0.05), None))
         axes.invert_yaxis()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from low_rank import figures
+from low_rank.experiments import compared
 from shared.claims import Outcomes
 from shared.figures import figure
 
@@ -32,6 +33,16 @@ def draw(outcomes: Outcomes, folder: Path) -> list[Path]:
     searched = [outcomes.raw(name)[0]["rows"][0] for name in names if name.startswith("search ")]
     if len(searched) > 1:
         drawn.append(search(folder / "search", sorted(searched, key=lambda row: row["depth"])))
+    kernels = {name.rpartition("=")[2]: outcomes.raw(name) for name in names if name.startswith("kernels ")}
+    if len(kernels) > 1:
+        kernels = {depth: kernels[depth] for depth in sorted(kernels, key=int)}
+        drawn += [
+            figures.kernel_curves(folder / "kernels", kernels),
+            figures.ordered_grams(folder / "ordered", {depth: runs[0]["gram"] for depth, runs in kernels.items()}),
+            figures.accuracy_against_rank(folder / "accuracy", kernels),
+        ]
+    if rows := compared(outcomes):
+        drawn.append(figures.bars(folder / "compare", [{**row, "test_se": row.get("se", 0.0)} for row in rows]))
     networks = {name: outcomes.raw(name) for name in names if "spectra" in outcomes.raw(name)[0]}
     for stem in ("digits", "mnist5k", "cifar", "gpu"):
         own = {name: runs for name, runs in networks.items() if name.startswith(stem + " ")}
