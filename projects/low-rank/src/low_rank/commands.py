@@ -54,6 +54,8 @@ def volume(config: VolumeConfig) -> int:
     print_table(f"{what}: {config.draws:,} draws a depth", [columns[i] for i in kept],
                 [[row[i] for i in kept] for row in rows], config.quiet)  # fmt: skip
     drawn = [figures.volume(folder / "volume", values, what)]
+    if values.get("sampled"):
+        drawn.append(figures.density(folder / "density", values["sampled"], config.n))
     return written(table, config, values, drawn, config.quiet)
 
 

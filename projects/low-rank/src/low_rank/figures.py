@@ -85,7 +85,7 @@ def volume(path: Path, values: Mapping[str, Any], title: str = "") -> Path:
     return path.with_suffix(".png")
 
 
-def density(path: Path, drawn: Mapping[int, Sequence[float]], n: int) -> Path:
+def density(path: Path, drawn: Mapping[str, Sequence[float]], n: int) -> Path:
     """Singular values of products of d Gaussian matrices beside the Fuss-Catalan law.
 
     Args:
@@ -94,7 +94,8 @@ def density(path: Path, drawn: Mapping[int, Sequence[float]], n: int) -> Path:
     from low_rank.spectra import end, singular_density
 
     with figure(path, 1, len(drawn), figsize=(2.9 * len(drawn), 2.8), squeeze=False) as (_, axes):
-        for axis, (d, values) in zip(axes[0], drawn.items(), strict=True):
+        for axis, (depth, values) in zip(axes[0], drawn.items(), strict=True):
+            d = int(depth)
             s, f = singular_density(d)
             axis.hist(
                 values, bins=60, range=(0, end(d)), density=True, color="C0", alpha=0.5, label=f"sampled, n = {n}"

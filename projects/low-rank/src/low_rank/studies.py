@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from low_rank.config import OptimizersConfig, RegressConfig, VolumeConfig
 from low_rank.optimizers import fit_to_target
-from low_rank.random_networks import Architecture, dominance, gram_ranks, product_ranks
+from low_rank.random_networks import Architecture, dominance, draw_weights, end_to_end, gram_ranks, product_ranks
 from low_rank.rank import effective_rank, gram_effective_rank
 from low_rank.regression import draw_problem, minimum_norm, regress
 from low_rank.search import Evolved, TwoClass, cma_search, draw_classifiers, random_search, two_class
@@ -24,6 +24,7 @@ from shared.data import data_root
 from shared.device import choose_device
 from shared.images import load
 
+SAMPLED, DRAWN = 1500, 8  # singular values a depth that are drawn beside the limit law, and up to which depth
 KEPT = 200  # points of a distribution function that are kept
 LOOKS = 40  # at singular values, over a regression
 SEARCH_WIDTH = 32  # of networks that random search draws
@@ -76,9 +77,20 @@ def volume(config: VolumeConfig) -> dict[str, Any]:
         verdict = dominance(found[shallow], found[deep], config.level)
         steps.append({"from": shallow, "to": deep, **_plain(verdict)})
     values: dict[str, Any] = {"rows": rows, "steps": steps, "total_drop": rows[0]["mean"] - rows[-1]["mean"]}
+    values["n"] = config.n
+    if x is None and (config.init or "normal") == "normal":
+        values["sampled"] = {str(depth): sampled_values(config, depth) for depth in config.depths if depth <= DRAWN}
     if x is not None:
         values["input_rank"] = float(gram_effective_rank(x, center=config.center))
     return values
+
+
+def sampled_values(config: VolumeConfig, depth: int) -> list[float]:
+    """Singular values of a few products of Gaussian matrices, for the figure beside the limit law."""
+    count = -(-SAMPLED // config.n)
+    generator = torch.Generator().manual_seed(_seed(config.seed, depth, 1))
+    ws = [draw_weights("normal", count, config.n, config.n, generator) for _ in range(depth)]
+    return [round(value, 4) for value in torch.linalg.svdvals(end_to_end(ws)).flatten().tolist()]
 
 
 def _looked_at_with(config: VolumeConfig) -> Tensor:

@@ -20,6 +20,9 @@ def draw(outcomes: Outcomes, folder: Path) -> list[Path]:
     for name, file in (("volume products", "products"), ("volume relu", "relu"), ("volume fashion", "fashion")):
         if name in outcomes:
             drawn.append(figures.volume(folder / file, outcomes.raw(name)[0], name.removeprefix("volume ")))
+    if "volume products" in outcomes and (sampled := outcomes.raw("volume products")[0].get("sampled")):
+        n = outcomes.raw("volume products")[0]["n"]
+        drawn.append(figures.density(folder / "density", sampled, n))
     if sum(name.startswith("volume ") for name in names) > 3:
         drawn.append(exceptions(folder / "exceptions", outcomes))
     regressions = [name for name in names if name.startswith("regress r=2 ")]
@@ -52,18 +55,20 @@ def draw(outcomes: Outcomes, folder: Path) -> list[Path]:
 
 
 def exceptions(path: Path, outcomes: Outcomes) -> Path:
-    """Mean Gram rank by depth for every activation, and for every kind of skip connection."""
-    with figure(path, 1, 2, figsize=(9.5, 3.8), sharey=True) as (_, axes):
-        for axis, skips, title in ((axes[0], False, "activations"), (axes[1], True, "skip connections, ReLU")):
-            for name in outcomes.names():
-                if not name.startswith("volume ") or name in ("volume products", "volume fashion"):
-                    continue
-                if name != "volume relu" and name.startswith("volume skips ") is not skips:
-                    continue
+    """Mean Gram rank by depth: activations; inputs, starts and normalisation; skip connections."""
+    names = [n for n in outcomes.names() if n.startswith("volume ") and n not in ("volume products", "volume fashion")]
+    panels = {
+        "activations": [n for n in names if "," not in n and "skips" not in n] + ["volume sigmoid, centred"],
+        "ReLU": ["volume relu", *(n for n in names if n.startswith("volume relu, "))],
+        "skip connections, ReLU": ["volume relu", *(n for n in names if n.startswith("volume skips "))],
+    }
+    with figure(path, 1, 3, figsize=(12.5, 3.9), sharey=True) as (_, axes):
+        for axis, (title, shown) in zip(axes, panels.items(), strict=True):
+            for name in [n for n in shown if n in outcomes]:
                 rows = outcomes.raw(name)[0]["rows"]
-                label = name.removeprefix("volume ").removeprefix("skips ")
+                label = name.removeprefix("volume ").removeprefix("relu, ").removeprefix("skips ")
                 axis.plot([row["depth"] for row in rows], [row["mean"] for row in rows], "o-", markersize=3,
-                          label="none" if skips and name == "volume relu" else label)  # fmt: skip
+                          label="plain" if label == "relu" and title != "activations" else label)  # fmt: skip
             axis.set(xscale="log", xlabel="layers", title=title)
             axis.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
             axis.minorticks_off()
