@@ -17,16 +17,21 @@ from low_rank.classification import make_model
 from low_rank.config import OPTIMISERS, TrainConfig
 from low_rank.experiments import (
     DEPTHS,
+    KINDS,
     REGRESSED,
     SEARCHED,
     SEEDS,
     LowRankStudy,
     chosen_variant,
     cifar_cells,
+    compare_cells,
+    compare_gain,
+    compared,
     digits_cells,
     expanded_drops,
     feature_cells,
     gpu_cells,
+    kernel_cells,
     least_step,
     optimizer_cells,
     optimizer_drop,
@@ -37,9 +42,11 @@ from low_rank.experiments import (
     smoke_share,
     volume_cells,
 )
+from low_rank.overparam import ExpandedConv2d, ExpandedLinear
 from shared.claims import LADDER, Cell, Missing, Outcomes, ReproduceConfig, judge, read_claims
 from shared.cli import member_home
 from shared.config import UserError, from_json
+from shared.figures import png_only
 
 CLAIMS = read_claims(member_home("low_rank") / "claims.toml").claims
 JUDGED = [(claim, preset) for claim in CLAIMS for preset in claim.threshold]
@@ -94,6 +101,14 @@ def network_values(accuracy: float, train: float, *ranks: float, test: float = 0
     }  # fmt: skip
 
 
+def kernel_values(depth: int, rho: float) -> dict[str, Any]:
+    history = [{"step": 0.0, "gram_rank": 2.5}, {"step": 9.0, "gram_rank": rho}]
+    return {
+        "accuracy": 0.9, "train": 1.0, "gram_rank": rho, "history": history, "layer_ranks": [2.0] * depth,
+        "cophenetic": 0.7, "within": 0.8, "between": 0.4, "gram": [[1.0, 0.1], [0.1, 1.0]],
+    }  # fmt: skip
+
+
 def recorded(values: dict[str, list[dict[str, Any]]]) -> Outcomes:
     return Outcomes(
         (Cell(name, {}, seed), {"values": run, "seconds": 1.0})
@@ -136,6 +151,19 @@ def values(good: bool) -> dict[str, list[dict[str, Any]]]:
         seeds[f"{data} d=3"] = [network_values(0.9, 1.0, 4.0 + s - less[0], 3.0 - less[1]) for s in range(3)]
     seeds["cifar plain"] = [network_values(0.60 + 0.01 * s, 0.80, 3.0) for s in range(3)]
     seeds["cifar d=2"] = [network_values(either(0.61, 0.58) + 0.01 * s, either(0.75, 0.80), 3.0) for s in range(3)]
+    for d, rho in zip(DEPTHS, [1.9, 1.8, 1.7, 1.6, either(1.2, 2.0)], strict=True):
+        seeds[f"kernels d={d}"] = [kernel_values(d, rho + 0.1 * s) for s in range(3)]
+    for name, held, test in (
+        ("plain", 0.75, 0.74),
+        ("nuclear, 1e-06", 0.80, 0.78),
+        ("nuclear, 0.01", 0.70, 0.95),  # better on the test set, not on held-out samples
+        ("products of 2", 0.79, 0.99),
+        ("decay on products of 2, 0.001", 0.82, either(0.80, 0.77)),
+    ):
+        seeds[f"compare {name}"] = [network_values(held, 0.9, 3.0, test=test + 0.01 * s) for s in range(3)]
+    seeds["compare l1, 0.001"] = [network_values(0.99, 0.9, 3.0, test=0.99), {"diverged": 1.0}]
+    seeds["compare l1, 0.0001"] = [network_values(0.6, 0.9, 3.0, test=0.6)] * 3
+    seeds["compare stable-rank, 0.01"] = [{"diverged": 1.0}] * 3
     seeds["gpu plain"] = [network_values(0.80, 0.95, 3.0, test=0.79)]
     seeds["gpu d=2"] = [network_values(0.81, 0.5, 3.0, test=0.99)]  # better on the test set, not on held-out images
     seeds["gpu d=4"] = [network_values(0.82, either(0.93, 0.97), 3.0, test=either(0.80, 0.785))]
@@ -163,7 +191,7 @@ def test_quantities_on_known_numbers() -> None:
         "regress-ratio": [0.6],  # depth 2 and 12 do better and do not count
         "regress-train": [5e-5], "regress-rank-step": [0.1], "regress-full-ratio": [1000.0], "optimizers-drop": [0.6],
         "expanded-least-drop": [0.2] * 3, "expanded-mean-drop": [0.4] * 3, "expanded-mnist-least": [0.2] * 3,
-        "expanded-mnist-mean": [0.4] * 3, "cifar-gain": [0.01] * 3, "cifar-gap-gain": [0.06] * 3,
+        "expanded-mnist-mean": [0.4] * 3, "kernels-drop": [0.7] * 3, "compare-gain": [0.02] * 3, "cifar-gain": [0.01] * 3, "cifar-gap-gain": [0.06] * 3,
         "gpu-gain": [0.01], "gpu-train-gain": [0.02],
     }  # fmt: skip
     assert set(exact) | {"smoke-share"} == set(found)
@@ -199,11 +227,22 @@ def test_points_without_enough_draws_carry_no_verdict() -> None:
     assert LowRankStudy().quantities()["optimizers-drop"](recorded(few)) == [-math.inf]
 
 
-def test_the_variant_is_chosen_on_held_out_images() -> None:
+def test_variants_and_strengths_are_chosen_on_held_out_images() -> None:
     outcomes = recorded(values(True))
     assert chosen_variant(outcomes) == "gpu d=4"
     with pytest.raises(Missing):
         chosen_variant(recorded({"gpu plain": [network_values(0.8, 0.9, 1.0)]}))
+    rows = {row["way"]: row for row in compared(outcomes)}
+    assert {way: row.get("strength") for way, row in rows.items()} == {
+        "plain": None, "nuclear": 1e-6, "products of 2": None, "decay on products of 2": 1e-3, "l1": 1e-4,
+        "stable-rank": None,
+    }  # fmt: skip
+    assert {way: row["diverged"] for way, row in rows.items() if row["diverged"]} == {"l1": 1, "stable-rank": 1}
+    assert rows["nuclear"]["tests"] == pytest.approx([0.78, 0.79, 0.80])
+    assert rows["nuclear"]["se"] == pytest.approx(0.01 / math.sqrt(3))
+    assert "test" not in rows["stable-rank"]
+    with pytest.raises(Missing):
+        compare_gain(recorded({"compare plain": [network_values(0.8, 0.9, 1.0)]}))
     assert least_step(outcomes, "volume tanh") == pytest.approx([-0.1])
     assert expanded_drops(outcomes, "digits")[1] == pytest.approx([0.2, 0.6])
 
@@ -250,22 +289,25 @@ CELLS = {
     **{f"smoke: {name}": fields for name, fields in smoke_cells().items()},
     **volume_cells(32, 1000, DEPTHS), **feature_cells(60), **feature_cells(50, "fashion", 256), **search_cells(150),
     **regression_cells(64, 2000), **optimizer_cells(8, 3000), **digits_cells(), **cifar_cells(), **gpu_cells(),
-    **paper_cells(),
+    **paper_cells(), **kernel_cells(), **compare_cells(),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name, fields in CELLS.items() if "study" not in fields])
-def test_networks_of_cells_can_be_built(name: str) -> None:
-    config = from_json(TrainConfig, CELLS[name])
-    with torch.device("meta"):
-        model = make_model(config)
-    assert any(isinstance(module, torch.nn.Linear) or "Expanded" in type(module).__name__ for module in model.modules())
+def test_networks_of_cells_can_be_built() -> None:
+    built = {name: fields for name, fields in CELLS.items() if fields.get("study") not in KINDS}
+    assert len(built) > 60
+    for name, fields in built.items():
+        config = from_json(TrainConfig, {field: value for field, value in fields.items() if field != "study"})
+        with torch.device("meta"):
+            model = make_model(config)
+        products = [m for m in model.modules() if isinstance(m, (ExpandedLinear, ExpandedConv2d))]
+        assert bool(products) is (config.expand != "none"), name
 
 
 @pytest.mark.parametrize("preset", LADDER)
 def test_cells_of_a_preset(preset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, config = LowRankStudy(), ReproduceConfig(preset=preset, data_root=tmp_path)
-    if preset in ("cpu-long", "paper"):
+    if preset == "paper":
         with pytest.raises(UserError, match="data-root"):
             study.cells(config)
     else:
@@ -276,15 +318,13 @@ def test_cells_of_a_preset(preset: Any, tmp_path: Path, monkeypatch: pytest.Monk
     assert len({cell.key() for cell in cells}) == len(cells)
     for name in {cell.name for cell in cells}:
         own = [cell for cell in cells if cell.name == name]
-        count = 1 if "study" in own[0].settings else SEEDS[preset]
+        count = 1 if own[0].settings.get("study") in KINDS else SEEDS[preset]  # draws are within a cell
         assert sorted(cell.seed for cell in own) == list(range(count))
     assert {cell.name for cell in study.cells(replace(config, seeds=2))} == {cell.name for cell in cells}
     assert max(cell.seed for cell in study.cells(replace(config, seeds=2))) <= 1
-    # Nothing is planned that no claim, table or figure could ask for by name, and no claim asks for what is not.
-    # (Of the others' cells nothing is known here, so that a claim of this preset is judged on all it needs.)
-    made = recorded({cell.name: values(True).get(cell.name, []) for cell in cells if cell.name in values(True)})
-    if preset == "smoke":
-        made = recorded(smoke_values(1.0))
+    # No claim of the preset asks for a cell that the preset does not plan.
+    known = smoke_values(1.0) if preset == "smoke" else values(True)
+    made = recorded({cell.name: known[cell.name] for cell in cells if cell.name in known})
     for claim in CLAIMS:
         if preset in claim.threshold:
             assert judge(claim, study, made, preset)["verdict"] == "pass", claim.id
@@ -303,11 +343,11 @@ def test_a_field_that_is_none_is_refused() -> None:
 def test_tables_are_made_of_outcomes() -> None:
     study = LowRankStudy()
     tables = study.tables(recorded({n: v for n, v in values(True).items() if not n.startswith("train ")}))
-    assert len(tables) == 5
+    assert len(tables) == 7
     for columns, rows in tables.values():
         assert rows
         assert all(len(row) == len(columns) for row in rows)
-    networks, regression, optimisers, search, trained = tables.values()
+    networks, regression, optimisers, search, kernels, penalties, trained = tables.values()
     assert networks[0] == ("networks", "1", "2", "4", "8", "16")
     assert ("relu", 2.0, 1.5, 1.1, 0.7, 0.4) in networks[1]
     names = [row[0] for row in regression[1]]
@@ -315,6 +355,10 @@ def test_tables_are_made_of_outcomes() -> None:
     assert names[-4:] == ["r=2 least norm", "r=2 truth", "r=32 least norm", "r=32 truth"]
     assert [row[:2] for row in optimisers[1]] == [(name, d) for name in sorted(OPTIMISERS) for d in (1, 8)]
     assert [row[0] for row in search[1]] == list(SEARCHED)
+    assert [row[0] for row in kernels[1]] == list(DEPTHS)
+    assert kernels[1][0][1:5] == pytest.approx((0.9, 1.0, 2.5, 2.0))
+    assert [row[:2] for row in penalties[1]][:3] == [("plain", None), ("nuclear", 1e-6), ("products of 2", None)]
+    assert not [row for row in trained[1] if row[0].startswith(("compare", "kernels"))]
     [cifar] = [row for row in trained[1] if row[0] == "cifar d=2"]
     assert cifar[1:] == pytest.approx((0.62, 0.75, 0.13, 3.0, 1.5))
     assert study.tables(recorded({})) == {}
@@ -322,10 +366,11 @@ def test_tables_are_made_of_outcomes() -> None:
 
 def test_figures_are_drawn_from_outcomes(tmp_path: Path) -> None:
     study = LowRankStudy()
-    made = study.figures(recorded({n: v for n, v in values(True).items() if not n.startswith("train ")}), tmp_path)
+    with png_only():
+        made = study.figures(recorded({n: v for n, v in values(True).items() if not n.startswith("train ")}), tmp_path)
     assert {path.stem for path in made} == {
         "products", "relu", "fashion", "exceptions", "regression", "trajectories", "optimizers", "search",
-        "digits-spectra", "mnist5k-spectra", "cifar-spectra", "gpu-spectra",
+        "kernels", "ordered", "accuracy", "compare", "digits-spectra", "mnist5k-spectra", "cifar-spectra", "gpu-spectra",
     }  # fmt: skip
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)
     assert study.figures(recorded({}), tmp_path) == []

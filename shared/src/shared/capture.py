@@ -59,7 +59,8 @@ class CudaGraphs:
     def record(self, function: Callable[[], Found]) -> tuple[Found, Callable[[], None]]:
         """The function as a graph."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
+        # Other threads, such as those that fetch batches, may go on asking for memory meanwhile.
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             found = function()
         return found, graph.replay
 
