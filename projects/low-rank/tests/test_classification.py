@@ -44,7 +44,7 @@ def ran(**fields: Any) -> Classification:
         {"depth": 2, "factor_norm": True}, {"expand": "linear", "mode": "activations"}, {"start": "preserve"},
         {"expand": "none", "regulariser": "nuclear", "strength": 1e-3}, {"skip": 1, "hidden": 3},
         {"optimizer": "adam", "lr": 3e-3}, {"schedule": "steps", "warmup": 5, "clip": 1.0}, {"authors_init": True},
-        {"model": "cnn-small", "augment": "crop-flip", "steps": 12, "max_train": 300, "depth": 2},
+        {"model": "cnn-small", "augment": "crop-flip", "steps": 25, "max_train": 300, "depth": 2, "clip": None},
         {"model": "cnn-small", "depth": 2, "kernels": (3, 1), "steps": 4, "max_train": 200}, {"side": 6},
         {"label_noise": 0.4, "validation": 300},
     ],
@@ -55,7 +55,9 @@ def test_every_way_of_training_learns_and_equals_its_plain_network(fields: dict[
     assert first["step"] == 0
     assert last["step"] == task.loop.total
     assert last["train_loss"] < first["train_loss"]
-    assert task.collapsed_error() < 1e-9
+    error = task.collapsed_error()
+    assert error < 1e-9
+    assert (error > 0) is (task.config.expand != "none")  # two ways to the same number, which round differently
     plain = collapse(task.model)
     with torch.no_grad():
         mine, theirs = task.weights(), layer_weights(plain)

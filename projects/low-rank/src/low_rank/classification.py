@@ -7,6 +7,7 @@ paper.)
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from low_rank.config import TrainConfig
 from low_rank.kernels import feature_rank
 from low_rank.models import build_model, classifier_name, collect_features, feature_layers
-from low_rank.overparam import ExpandedConv2d, ExpandedLinear, collapse, overparameterize
+from low_rank.overparam import Expanded, ExpandedConv2d, ExpandedLinear, collapse, overparameterize
 from low_rank.rank import effective_rank, flattened
 from low_rank.regularizers import penalty
 from shared.augment import augmentation, normalise
@@ -229,11 +230,15 @@ class Classification(Task):
 
     @torch.no_grad()
     def collapsed_error(self) -> float:
-        """Largest difference between the logits of the network and of what `collapse` makes of it, relative to the
-        largest logit, in double precision."""
+        """Largest difference between the logits of the network, its factors applied one by one, and of what `collapse`
+        makes of it, relative to the largest logit, in double precision."""
         x = normalise(self.x_test[: self.config.probes], self.data).double()
-        double = _double(self.model).eval()
-        here, there = double(x), collapse(double)(x)
+        double = copy.deepcopy(self.model).double().eval()
+        there = collapse(double)(x)
+        for module in double.modules():
+            if isinstance(module, Expanded):
+                module.forward = module.expanded
+        here = double(x)
         return float((here - there).abs().max() / here.abs().max())
 
 
@@ -268,9 +273,3 @@ def layer_weights(model: nn.Module) -> dict[str, Tensor]:
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
             found[name] = flattened(module.weight)
     return found
-
-
-def _double(model: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(model).double()

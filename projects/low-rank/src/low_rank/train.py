@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,9 @@ def write_onnx(model: nn.Module, image: Tensor, path: Path) -> None:
     """Write a plain network as ONNX, for batches of any size of normalised images like `image` [1, C, H, W]."""
     batch = torch.export.Dim("batch")
     example = torch.zeros(2, *image.shape[1:])
-    program = torch.onnx.export(model, (example,), dynamic_shapes=({0: batch},), dynamo=True, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns of its own future
+        program = torch.onnx.export(model, (example,), dynamic_shapes=({0: batch},), dynamo=True, verbose=False)
     assert program is not None
     program.save(str(path))
 
