@@ -194,7 +194,7 @@ def product_ranks(
         factors = gain * INITS[init](noise)
         product = end_to_end(factors.unbind(1))
         _check_size(product, depth, "a product of matrices")
-        found.append(_in_threads(effective_rank, product))
+        found.append(in_threads(effective_rank, product))
     return torch.cat(found)
 
 
@@ -220,14 +220,14 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _in_threads(measure: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
+def in_threads(measure: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
     """`measure` of a batch [S, m, n].
 
     LAPACK takes matrices one after the other, and its own threads are of no use on small ones: every thread gets a part
     of the batch. Small matrices of other devices come here too, as LAPACK is faster than CUDA's solvers at them.
     """
     if min(matrices.shape[-2:]) <= SMALL and matrices.device.type != "cpu":
-        return _in_threads(measure, matrices.cpu()).to(matrices.device)
+        return in_threads(measure, matrices.cpu()).to(matrices.device)
     threads = min(torch.get_num_threads(), len(matrices))
     if matrices.device.type != "cpu" or threads < 2:
         return measure(matrices)
@@ -494,7 +494,7 @@ def feature_ranks(features: Tensor, *, center: bool = False, normalize: bool = F
     ranks = features.new_zeros(len(features))
     if bool(varied.any()):
         measure = functools.partial(gram_effective_rank, center=center, normalize=normalize)
-        ranks[varied] = _in_threads(measure, features[varied])
+        ranks[varied] = in_threads(measure, features[varied])
     return ranks
 
 
