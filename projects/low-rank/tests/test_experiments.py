@@ -191,7 +191,8 @@ def test_quantities_on_known_numbers() -> None:
         "regress-ratio": [0.6],  # depth 2 and 12 do better and do not count
         "regress-train": [5e-5], "regress-rank-step": [0.1], "regress-full-ratio": [1000.0], "optimizers-drop": [0.6],
         "expanded-least-drop": [0.2] * 3, "expanded-mean-drop": [0.4] * 3, "expanded-mnist-least": [0.2] * 3,
-        "expanded-mnist-mean": [0.4] * 3, "kernels-drop": [0.7] * 3, "compare-gain": [0.02] * 3, "cifar-gain": [0.01] * 3, "cifar-gap-gain": [0.06] * 3,
+        "expanded-mnist-mean": [0.4] * 3, "kernels-drop": [0.7] * 3, "compare-gain": [0.02] * 3,
+        "cifar-gain": [0.01] * 3, "cifar-gap-gain": [0.06] * 3,
         "gpu-gain": [0.01], "gpu-train-gain": [0.02],
     }  # fmt: skip
     assert set(exact) | {"smoke-share"} == set(found)
@@ -370,7 +371,8 @@ def test_figures_are_drawn_from_outcomes(tmp_path: Path) -> None:
         made = study.figures(recorded({n: v for n, v in values(True).items() if not n.startswith("train ")}), tmp_path)
     assert {path.stem for path in made} == {
         "products", "relu", "fashion", "exceptions", "regression", "trajectories", "optimizers", "search",
-        "kernels", "ordered", "accuracy", "compare", "digits-spectra", "mnist5k-spectra", "cifar-spectra", "gpu-spectra",
+        "kernels", "ordered", "accuracy", "compare", "digits-spectra", "mnist5k-spectra",
+        "cifar-spectra", "gpu-spectra",
     }  # fmt: skip
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)
     assert study.figures(recorded({}), tmp_path) == []

@@ -87,7 +87,10 @@ def test_gradient_flow_keeps_neighbours_balanced() -> None:
     moved = []
     for step in (1e-2, 1e-3):  # the same time in steps a tenth as long: the drift is of first order in the step
         ws = [w.requires_grad_() for w in draw_factors(6, 3, 2, generator(1))]
-        before, at_first = balance([w.detach() for w in ws]), float(training_error(ws, problem.X, problem.Y).sum())
+        before, at_first = (
+            balance([w.detach() for w in ws]),
+            float(training_error(ws, problem.X, problem.Y).detach().sum()),
+        )
         for _ in range(round(2 / step)):
             gradients = torch.autograd.grad(training_error(ws, problem.X, problem.Y).sum(), ws)
             with torch.no_grad():

@@ -24,7 +24,7 @@ from low_rank.overparam import Expanded, ExpandedConv2d, ExpandedLinear, collaps
 from low_rank.rank import effective_rank, flattened
 from low_rank.regularizers import penalty
 from shared.augment import augmentation, normalise
-from shared.config import UserError
+from shared.config import RunFailed, UserError
 from shared.data import Batches, data_root
 from shared.images import ImageData, balanced, load
 from shared.loop import Loop, Task
@@ -199,6 +199,9 @@ class Classification(Task):
         metrics = self.measure(self.x_new, self.y_new)
         seen = self.measure(self.x_train[:SEEN], self.y_train[:SEEN])
         metrics |= {"train": seen["accuracy"], "train_loss": seen["loss"]}
+        for name in ("loss", "train_loss"):  # an update can ruin weights whose own loss was still a number
+            if not math.isfinite(metrics[name]):
+                raise RunFailed(f"after step {self.loop.step} the {name} is {metrics[name]}: lower --lr, or --clip.")
         metrics["gap"] = metrics["train"] - metrics["accuracy"]
         metrics["gram_rank"] = self.gram_rank()
         if self.config.validation and self.loop.total and self.loop.step >= self.loop.total:

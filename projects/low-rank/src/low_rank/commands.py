@@ -83,6 +83,8 @@ def regress(config: RegressConfig) -> int:
 def optimizers(config: OptimizersConfig) -> int:
     """`low-rank optimizers`."""
     folder, table = results_folder(config.out, "optimizers", config.force)
+    if config.cma:
+        studies.evolvable(config, studies.pair_of(config))  # refused now, and not after all the rest
     values = studies.optimisers(config)
     columns = ("optimizer", "factors", "reached", "learning rate", "rank (nats)", "test error", "steps")
     rows = [

@@ -162,6 +162,10 @@ class TrainConfig(RunConfig):
         if self.mode == "weights" and self.factor_norm:
             hint = "Normalisation between factors looks at activations: they must be there."
             raise UserError("--mode", self.mode, "auto or activations with --factor-norm", hint)
+        if self.skip and self.model != "mlp":
+            raise UserError("--skip", self.skip, f"0: {self.model} has the skips it has")
+        if self.factor_norm and self.batch_size == 1:
+            raise UserError("--batch-size", 1, "2 or more with --factor-norm: one sample has no statistics")
         if self.strength and self.regulariser == "none":
             raise UserError("--strength", self.strength, f"with --regulariser {', '.join(REGULARISERS)}")
         if self.expand == "none" and (self.factor_norm or self.factor_skips or self.kernels):
@@ -290,6 +294,7 @@ class VolumeConfig:
     """Replace what is in --out."""
 
     def __post_init__(self) -> None:
+        check_range("--seed", self.seed, 0, 2**63 - 1)
         check_choice("--nets", self.nets, ("products", "features"))
         if self.init is not None:
             check_choice("--init", self.init, tuple(INITIALISATIONS))
@@ -298,6 +303,11 @@ class VolumeConfig:
         check_choice("--normalisation", self.normalisation, ("none", "batch", "layer"))
         check_choice("--inputs", self.inputs, ("images", "gaussian"))
         check_range("--every", self.every, 1)
+        usual = VolumeConfig.__dataclass_fields__
+        if self.nets == "products":
+            for name in ("activation", "skips", "normalisation", "inputs", "data", "images", "center"):
+                if getattr(self, name) != usual[name].default:
+                    raise UserError(f"--{name}", getattr(self, name), "with --nets features alone")
         if self.every > 1 and self.skips == "none":
             raise UserError("--every", self.every, "1 without --skips")
         check_choice("--data", self.data, IMAGE_SETS)
@@ -342,6 +352,7 @@ class RegressConfig:
     """Replace what is in --out."""
 
     def __post_init__(self) -> None:
+        check_range("--seed", self.seed, 0, 2**63 - 1)
         check_depths(self.depths)
         check_range("--n", self.n, 2)
         check_range("--rank", self.rank, 1, self.n)
@@ -393,6 +404,9 @@ class OptimizersConfig:
     """Replace what is in --out."""
 
     def __post_init__(self) -> None:
+        check_range("--seed", self.seed, 0, 2**63 - 1)
+        if not self.optimizers:
+            raise UserError("--optimizers", "none", tuple(OPTIMISERS))
         for name in self.optimizers:
             check_choice("--optimizers", name, tuple(OPTIMISERS))
         check_depths(self.depths)
@@ -430,13 +444,13 @@ class KernelsConfig(StudyConfig):
 
     depths: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of hidden layers."""
-    linkage: int = 128
+    linkage: int = 64
     """Test images in the ordered Gram matrices."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_depths(self.depths)
-        check_range("--linkage", self.linkage, 4)
+        check_range("--linkage", self.linkage, 4, self.probes)
         if self.model != "mlp":
             raise UserError("--model", self.model, "mlp: another has its depth by its name")
 

@@ -204,7 +204,7 @@ def bars(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     with figure(path, figsize=(6.5, 0.38 * len(shown) + 1.2)) as (_, axes):
         axes.barh([row["way"] for row in shown], [row["test"] for row in shown], xerr=[row["test_se"] for row in shown],
                   color=["C1" if "products" in row["way"] else "C0" for row in shown])  # fmt: skip
-        low = min(row["test"] for row in shown)
+        low = min((row["test"] for row in shown), default=0.0)
         axes.set(xlabel="test accuracy", xlim=(max(0.0, low - 0.05), None))
         axes.invert_yaxis()
     return path.with_suffix(".png")

@@ -181,9 +181,12 @@ def regress(
     fitted_at = torch.full((problem.draws,), math.nan, dtype=torch.float64)
     errors: list[Tensor] = []
 
-    def look() -> None:
+    def look(step: int) -> None:
         with torch.no_grad():
-            seen.append(torch.linalg.svdvals(product([w.double() for w in ws])).cpu())
+            P = product([w.double() for w in ws])
+            if not bool(P.isfinite().all()):
+                raise RunFailed(f"the product at depth {depth} is not finite at step {step}: lower --lr or --gain.")
+            seen.append(torch.linalg.svdvals(P).cpu())
 
     def settle(done: int) -> None:
         """Look through the errors of the last steps at once: on a GPU one transfer and not one a step."""
@@ -199,7 +202,7 @@ def regress(
 
     for step in tqdm(range(steps), desc=f"depth {depth}", unit="step", leave=False, disable=True if quiet else None):
         if step in at:
-            look()
+            look(step)
         error = training_error(ws, X, Y)
         errors.append(error.detach())
         rule.zero_grad()
@@ -212,7 +215,7 @@ def regress(
         errors.append(training_error(ws, X, Y))
         settle(steps + 1)
         if at:
-            look()
+            look(steps)
         P = product([w.detach().double() for w in ws]).cpu()
     kept = torch.stack(seen) if seen else torch.zeros(0)
     return _summed_up(P, problem, fitted_at, torch.tensor(at), kept)

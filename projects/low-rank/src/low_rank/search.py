@@ -380,7 +380,7 @@ def cma_search(
     if count > MOST:
         valid = f"at most {MOST:,} ({width=}, {depth=}, {net.inputs} pixels)"
         raise UserError("parameters of CMA-ES", f"{count:,}", valid, "Take a smaller --width or depth.")
-    cma = _package()
+    cma = need_cma()
     generator = _generator(generator, data)
     start = draw_classifiers(net, 1, generator, dtype=data.x_train.dtype)
     scale = _scale(start)
@@ -424,7 +424,12 @@ def cma_search(
     )  # fmt: skip
 
 
-def _package() -> ModuleType:
+def need_cma() -> ModuleType:
+    """The package `cma`.
+
+    Raises:
+        UserError: it is missing.
+    """
     try:
         import cma
     except ImportError as error:

@@ -17,9 +17,19 @@ from low_rank.optimizers import fit_to_target
 from low_rank.random_networks import Architecture, dominance, draw_weights, end_to_end, gram_ranks, product_ranks
 from low_rank.rank import effective_rank, gram_effective_rank
 from low_rank.regression import draw_problem, minimum_norm, regress
-from low_rank.search import Evolved, TwoClass, cma_search, draw_classifiers, random_search, two_class
+from low_rank.search import (
+    MOST,
+    Evolved,
+    TwoClass,
+    cma_search,
+    draw_classifiers,
+    need_cma,
+    random_search,
+    two_class,
+)
 from low_rank.spectra import deficit
 from shared.augment import normalise
+from shared.config import UserError
 from shared.data import data_root
 from shared.device import choose_device
 from shared.images import load
@@ -35,7 +45,10 @@ LINES = 6  # singular values a draw that are kept of each look
 def inputs(data: str, images: int, root: Path | None, seed: int = 0) -> Tensor:
     """[N, D] test images in double precision, of mean 0 and deviation 1 over the training images."""
     found = load(data, data_root(root), seed=seed)  # pyright: ignore[reportArgumentType]
-    both = torch.cat([found.x_test, found.x_train])[:images]
+    both = torch.cat([found.x_test, found.x_train])
+    if images > len(both):
+        raise UserError("--images", images, f"at most the {len(both):,} of {data}")
+    both = both[:images]
     return normalise(both, found).flatten(1).double()
 
 
@@ -209,6 +222,20 @@ def search_rows(config: OptimizersConfig) -> dict[str, Any]:
     return {"rows": rows}
 
 
+def evolvable(config: OptimizersConfig, pair: TwoClass) -> list[int]:
+    """The depths whose networks have few enough weights for CMA-ES.
+
+    Raises:
+        UserError: there is none, or the package is missing.
+    """
+    need_cma()
+    inputs = pair.x_train.shape[1]
+    few = [d for d in config.depths if Architecture(inputs, CMA_WIDTH, d).parameters + CMA_WIDTH <= MOST]
+    if not few:
+        raise UserError("--depths", list(config.depths), f"one whose network has at most {MOST:,} weights, with --cma")
+    return few
+
+
 def cma_rows(config: OptimizersConfig) -> dict[str, Any]:
     """CMA-ES at every depth on the same images, to a loss of `CMA_TARGET`; depths of too many weights are left out.
 
@@ -216,7 +243,7 @@ def cma_rows(config: OptimizersConfig) -> dict[str, Any]:
     """
     pair = pair_of(config)
     rows = []
-    pairs = [(depth, run) for depth in config.depths for run in range(config.cma)]
+    pairs = [(depth, run) for depth in evolvable(config, pair) for run in range(config.cma)]
     found: dict[int, list[Evolved]] = {}
     for depth, run in tqdm(pairs, unit="run", disable=True if config.quiet else None, desc="cma"):
         generator = torch.Generator().manual_seed(_seed(config.seed, depth, run))

@@ -196,7 +196,10 @@ def collapse(config: CollapseConfig) -> int:
 
 
 def _model_fields(config: TrainConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in ("data", "model", "width", "hidden", "activation", "skip", "side")}
+    return {
+        name: getattr(config, name)
+        for name in ("data", "model", "width", "hidden", "activation", "skip", "channels", "side")
+    }
 
 
 def _need_onnx() -> None:

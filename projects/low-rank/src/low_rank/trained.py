@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +37,19 @@ def network_config(config: KernelsConfig | CompareConfig, **changes: Any) -> Tra
     return TrainConfig(**{**fields, "out": None, "force": False, "quiet": True, **changes})
 
 
-def _kept(folder: Path, config: TrainConfig, force: bool) -> dict[str, Any]:
-    """What `measure` says of a network, from the folder if it is there."""
-    said = {name: value for name, value in to_json(config).items() if name not in PLACES}
+def _kept(
+    folder: Path, config: TrainConfig, force: bool, made: Callable[[TrainConfig], dict[str, Any]], **more: Any
+) -> dict[str, Any]:
+    """What is made of a network, from the folder if it is there; `more` is what it depends on beside its config."""
+    said = {name: value for name, value in to_json(config).items() if name not in PLACES} | more
     key = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
     path = folder / "networks" / f"{key}.json"
     if path.exists() and not force:
         try:
             return json.loads(path.read_text("utf-8"))["values"]
-        except (ValueError, KeyError):
-            pass  # cut off while it was written: trained again
-    values = measure(config)
+        except (ValueError, KeyError, TypeError):
+            pass  # damaged: trained again
+    values = made(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"config": said, "values": values})
     return values
@@ -80,13 +82,16 @@ def kernel_network(config: TrainConfig, linkage: int) -> dict[str, Any]:
     }
 
 
-def kernel_study(config: KernelsConfig) -> dict[str, Any]:
+def kernel_study(config: KernelsConfig, folder: Path) -> dict[str, Any]:
     """Networks of every depth and seed: `rows`, means over seeds, and `networks`, each."""
     networks: dict[str, list[dict[str, Any]]] = {}
     pairs = [(depth, seed) for depth in config.depths for seed in range(config.seeds)]
     for depth, seed in tqdm(pairs, unit="network", disable=True if config.quiet else None, desc="kernels"):
         own = network_config(config, hidden=depth, seed=config.seed + seed)
-        networks.setdefault(str(depth), []).append(kernel_network(own, config.linkage))
+        values = _kept(
+            folder, own, config.force, lambda each: kernel_network(each, config.linkage), linkage=config.linkage
+        )
+        networks.setdefault(str(depth), []).append(values)
     names = ("accuracy", "train", "gram_rank", "cophenetic", "within", "between")
     rows = [
         {"depth": int(depth), "first_rank": statistics.fmean(run["history"][0]["gram_rank"] for run in runs)}
@@ -99,7 +104,7 @@ def kernel_study(config: KernelsConfig) -> dict[str, Any]:
 def kernels(config: KernelsConfig) -> int:
     """`low-rank kernels`."""
     folder, table = results_folder(config.out, "kernels", config.force)
-    values = kernel_study(config)
+    values = kernel_study(config, folder)
     columns = ("depth", "accuracy", "train", "first_rank", "gram_rank", "cophenetic", "within", "between")
     shown = ("hidden layers", "test", "training", "Gram rank at first", "after", "cophenetic", "cosine within classes",
              "between")  # fmt: skip
@@ -154,7 +159,7 @@ def comparison(config: CompareConfig, folder: Path) -> dict[str, Any]:
     for name, place, seed in tqdm(todo, unit="network", disable=True if config.quiet else None, desc="compare"):
         own = dataclasses.replace(made[name][place], seed=config.seed + seed)
         try:
-            values: Mapping[str, Any] | None = _kept(folder, own, config.force)
+            values: Mapping[str, Any] | None = _kept(folder, own, config.force, measure)
         except RunFailed:
             values = None
         found.setdefault((name, place), []).append(values)
