@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shared.capture import WARM, Captured, CudaGraphs, Graphs, Reads, memory
+from shared.capture import FAILURES, WARM, Captured, CudaGraphs, Graphs, Reads, memory
 from shared.elsewhere import ELSEWHERE, PretendedGraphs, elsewhere
 
 
@@ -21,7 +21,7 @@ def learner(
 ) -> tuple[nn.Module, Callable[[Tensor, Tensor], dict[str, Tensor | float]]]:
     """A network with batch statistics, and its step."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 1)).to(device)
+    net = nn.Sequential(nn.Linear(5, 7, bias=False), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 1)).to(device)
     capturable = torch.device(device).type == "cuda"
     rule = {
         "sgd": lambda: torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9),
@@ -79,7 +79,7 @@ def test_a_recorded_step_is_the_step_on_a_gpu(optimizer: str) -> None:
     compare(CudaGraphs(torch.device("cuda")), "cuda", optimizer, exact=False)
 
 
-def test_python_runs_for_the_warm_calls_and_the_recording_alone() -> None:
+def test_python_runs_for_the_first_calls_and_the_recording_alone() -> None:
     runs = []
 
     def function(x: Tensor) -> dict[str, Tensor | float]:
@@ -88,17 +88,44 @@ def test_python_runs_for_the_warm_calls_and_the_recording_alone() -> None:
 
     captured = Captured(function, PretendedGraphs())
     found = [captured(0, torch.tensor([float(i)]))["y"] for i in range(WARM + 5)]
-    assert len(runs) == WARM + 1
+    # One call more than WARM is carried out; then the function runs once more, to be recorded.
+    assert len(runs) == WARM + 2
     # What Python computed stays as it was when recorded.
-    assert [float(y) for y in found] == [i + min(i, WARM) + 1.0 for i in range(WARM + 5)]
+    expected = [i + i + 1.0 if i <= WARM else i + WARM + 2.0 for i in range(WARM + 5)]
+    assert [float(y) for y in found] == expected
     captured(1, torch.zeros(1))
     captured(0, torch.zeros(2))
-    assert len(runs) == WARM + 3  # another key, another shape
+    assert len(runs) == WARM + 4  # another key, another shape
     captured(0, torch.zeros(1))
-    assert len(runs) == WARM + 3  # the first is still there
+    assert len(runs) == WARM + 4  # the first is still there
     captured.forget()
     captured(0, torch.zeros(1))
-    assert len(runs) == WARM + 4
+    assert len(runs) == WARM + 5
+
+
+def test_what_is_made_when_first_needed_is_made_before_the_recording() -> None:
+    table: dict[str, Tensor] = {}
+    recording = []
+
+    class Watched(PretendedGraphs):
+        def record(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+            recording.append(1)
+            try:
+                return super().record(function)
+            finally:
+                recording.pop()
+
+    def function(x: Tensor) -> dict[str, Tensor | float]:
+        if "row" not in table:
+            assert not recording
+            table["row"] = torch.ones(3)
+        return {"y": x * table["row"]}
+
+    captured = Captured(function, Watched())
+    for _ in range(WARM + 2):
+        table.clear()  # as an evaluation between steps may do
+        captured(0, torch.ones(3))
+    assert captured.recorded == 1
 
 
 def test_keys_that_change_with_every_call_are_never_recorded_and_few_recordings_are_kept() -> None:
@@ -133,11 +160,31 @@ def test_a_function_that_asks_for_a_number_goes_on_unrecorded() -> None:
         warnings.simplefilter("always")
         for x, y in batches(8):
             captured(0, x, y), expected(x, y)
-    assert [str(w.message) for w in caught if "not recorded" in str(w.message)] != []
-    assert len(caught) == 1
+    messages = [str(w.message) for w in caught]
+    assert len(messages) == FAILURES
+    assert all("not recorded" in message and "a number is asked for" in message for message in messages)
     assert captured.recorded == 0
     for mine, theirs in zip(net.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.gpu
+def test_a_recording_that_fails_on_a_gpu_leaves_all_as_it_was() -> None:
+    graphs = CudaGraphs(torch.device("cuda"))
+    before = torch.cuda.current_stream()
+    captured = Captured(lambda x: {"y": x * float(x.sum())}, graphs)
+    x = torch.ones(3, device="cuda")
+    for _ in range(WARM):
+        captured(0, x)
+    with pytest.warns(UserWarning, match="not recorded"):
+        found = captured(0, x)["y"]
+    assert torch.cuda.current_stream() == before
+    torch.cuda.empty_cache()
+    assert torch.equal(torch.as_tensor(found).cpu(), torch.full((3,), 3.0))
+    fine = Captured(lambda x: {"y": 2 * x}, graphs)
+    for _ in range(WARM + 3):
+        assert torch.equal(torch.as_tensor(fine(0, x)["y"]).cpu(), torch.full((3,), 2.0))
+    assert fine.recorded == 1
 
 
 def test_a_tensor_of_the_cpu_is_refused() -> None:

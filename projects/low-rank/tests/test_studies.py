@@ -32,7 +32,7 @@ from low_rank.regression import draw_problem, regress
 from low_rank.search import cma_search, random_search, wilson
 from low_rank.spectra import deficit
 from low_rank.train import measure
-from shared.config import RunFailed
+from shared.config import RunFailed, UserError
 from shared.data import data_root
 from shared.images import load
 

@@ -14,6 +14,7 @@ from shared.capture import CudaGraphs, Graphs
 from shared.elsewhere import PretendedGraphs, elsewhere
 from shared.loop import Loop
 from superposition.config import TRAIN_PRESETS
+from superposition.contexts import Contexts
 from superposition.task import StreamTask
 from superposition.train import resolved, train
 
@@ -81,6 +82,40 @@ def test_replayed_steps_are_the_steps(fields: dict[str, Any], recordings: int) -
     assert replaying.record.history == plain.record.history
 
 
+@pytest.mark.parametrize("kind", ["binary", "rotation", "complex"])
+def test_contexts_are_not_drawn_while_a_step_is_recorded(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Under bf16 an evaluation looks at layers in single precision, for which contexts are made anew.
+    recording, drawn = [], []
+    record, draw = PretendedGraphs.record, Contexts._draw
+
+    def recorded_now(self: Any, function: Any) -> Any:
+        recording.append(1)
+        try:
+            return record(self, function)
+        finally:
+            recording.pop()
+
+    def noted(self: Any, *arguments: Any) -> Any:
+        drawn.extend(recording)
+        return original[type(self)](self, *arguments)
+
+    original = {}
+    for family in leaves(Contexts):
+        if family._draw is not draw:
+            original[family] = family._draw
+            monkeypatch.setattr(family, "_draw", noted)
+    monkeypatch.setattr(PretendedGraphs, "record", recorded_now)
+    config = replace(SMALL, kind=kind, precision="bf16", tasks=3, eval_every=15)
+    task, _ = run(Replaying(resolved(config)))
+    assert recorded(task) == 3
+    assert drawn == []
+
+
+def leaves(family: type) -> list[type]:
+    below = family.__subclasses__()
+    return [leaf for each in below for leaf in leaves(each)] if below else [family]
+
+
 @pytest.mark.parametrize("kind", ["binary", "rotation", "local-mix", "complex"])
 def test_nothing_of_a_recorded_step_comes_from_the_cpu(kind: Any) -> None:
     with elsewhere(), warnings.catch_warnings():
@@ -91,9 +126,10 @@ def test_nothing_of_a_recorded_step_comes_from_the_cpu(kind: Any) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("optimizer", ["rmsprop", "adam", "sgd"])
-@pytest.mark.parametrize("kind", ["binary", "complex", "rotation"])
-def test_replayed_steps_are_the_steps_on_a_gpu(kind: Any, optimizer: Any) -> None:
-    config = resolved(replace(SMALL, device="cuda", kind=kind, optimizer=optimizer, precision="fp32", period=50))
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["binary", "complex", "rotation", "permutation"])
+def test_replayed_steps_are_the_steps_on_a_gpu(kind: Any, optimizer: Any, precision: Any) -> None:
+    config = resolved(replace(SMALL, device="cuda", kind=kind, optimizer=optimizer, precision=precision, period=50))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*not recorded")
         plain, expected = run(StreamTask(replace(config, capture=False)))

@@ -26,7 +26,8 @@ from torch.utils._pytree import tree_leaves
 Found = TypeVar("Found")
 Values = dict[str, "Tensor | float"]
 
-WARM = 3  # calls in a row with one key before it is recorded: allocations, cuBLAS's workspaces, an optimiser's state
+WARM = 2  # calls in a row with one key before the one that is recorded: cuBLAS's workspaces, an optimiser's state
+FAILURES = 2  # recordings that may fail before no more are tried
 
 
 class Graphs(Protocol):
@@ -42,26 +43,35 @@ class Graphs(Protocol):
 
 
 class CudaGraphs:
-    """Records on a CUDA device, on a stream of its own."""
+    """Records on a CUDA device, on a stream of its own. Recordings share their memory: they are replayed one after the
+    other, and what they return is copied before the next."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)
+        self._last: torch.cuda.CUDAGraph | None = None  # held, for a pool without graphs is gone
 
     def aside(self, function: Callable[[], Found]) -> Found:
         """The function on the stream, after all that was asked of the device and before all that will be."""
         here = torch.cuda.current_stream(self.stream.device)
         self.stream.wait_stream(here)
-        with torch.cuda.stream(self.stream):
-            found = function()
-        here.wait_stream(self.stream)
-        return found
+        try:
+            with torch.cuda.stream(self.stream):
+                return function()
+        finally:
+            here.wait_stream(self.stream)
 
     def record(self, function: Callable[[], Found]) -> tuple[Found, Callable[[], None]]:
         """The function as a graph."""
         graph = torch.cuda.CUDAGraph()
+        pool = None if self._last is None else self._last.pool()
+        # The outer context puts the stream back where a recording fails: the graph's own does not come to it.
         # Other threads, such as those that fetch batches, may go on asking for memory meanwhile.
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+        with (
+            torch.cuda.stream(self.stream),
+            torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"),
+        ):
             found = function()
+        self._last = graph
         return found, graph.replay
 
 
@@ -72,6 +82,10 @@ class Reads(TorchDispatchMode):
         super().__init__()
         self.older: dict[int, Tensor] = {}  # by identity; held, so that no other tensor gets it
         self._own: set[int] = set()  # memory made within
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the first operation within would import torch's compiler, which takes seconds
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = tensors_of(args, kwargs)
@@ -98,7 +112,7 @@ def memory(tensor: Tensor) -> int:
 
 
 class Captured:
-    """A function that is replayed as soon as it has been called `WARM` times in a row with one key.
+    """A function that is replayed as soon as it has been called more than `WARM` times in a row with one key.
 
     Args:
         function: of tensors; returns a dictionary.
@@ -120,7 +134,7 @@ class Captured:
         self._recordings: OrderedDict[Hashable, _Recording] = OrderedDict()
         self._last: Hashable = None
         self._calls = 0
-        self._refused = False
+        self._failures = 0
 
     def __call__(self, key: Hashable, *tensors: Tensor) -> Values:
         """What the function returns for `tensors`, as tensors of the caller's own."""
@@ -130,25 +144,37 @@ class Captured:
         if full in self._recordings:
             self._recordings.move_to_end(full)
             return self._recordings[full](tensors)
-        if self._refused or self._calls <= WARM:
-            return self.graphs.aside(lambda: self.function(*tensors))
+        found = self.graphs.aside(lambda: self.function(*tensors))
+        if self._calls > WARM and self._failures < FAILURES:
+            # At once after a call, for what is made when it is first needed is there now, whatever came between calls.
+            self._record(full, tensors)
+        return found
+
+    def _record(self, full: Hashable, tensors: tuple[Tensor, ...]) -> None:
         while len(self._recordings) >= self.keep:
             self._recordings.popitem(last=False)
+        reason = None
         try:
-            recording = self._recordings[full] = _Recording(self.function, self.graphs, tensors)
+            self._recordings[full] = _Recording(self.function, self.graphs, tensors)
+            self.recorded += 1
         except RuntimeError as error:
-            self._refused = True
+            reason = _root(error)
+        if reason is not None:  # out of the handler, whose traceback holds all that the function had computed
+            self._failures += 1
             self.abandoned()
-            reason = str(error).strip().splitlines()[0]
-            warnings.warn(f"steps are not recorded as CUDA graphs, and so slower: {reason}", stacklevel=2)
-            return self.graphs.aside(lambda: self.function(*tensors))
-        self.recorded += 1
-        return recording(tensors)
+            warnings.warn(f"steps are not recorded as CUDA graphs, and so slower: {reason}", stacklevel=3)
 
     def forget(self) -> None:
         """Drop all recordings: what the function reads has moved."""
         self._recordings.clear()
         self._last, self._calls = None, 0
+
+
+def _root(error: BaseException) -> str:
+    """What went wrong first: the end of a recording says only that something did."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _Recording:

@@ -174,8 +174,6 @@ class StreamTask(Task):
             return
         self._settled = True
         cuda = self.device.type == "cuda"
-        # The steps before a recording are no mistake of whoever asked for an optimiser that can be recorded.
-        self.optimizer._warned_capturable_if_run_uncaptured = True  # pyright: ignore[reportAttributeAccessIssue]
         for group in self.optimizer.param_groups:
             if "capturable" in group:
                 group["capturable"] = cuda
@@ -255,6 +253,8 @@ class StreamTask(Task):
         metrics |= self.noise()
         if (total := self.loop.total) and self.loop.step >= total:
             metrics |= self.final()
+            if self._captured is not None:
+                self._captured.forget()  # a process goes on to other cells; task and loop know each other
         return metrics
 
     @torch.no_grad()
