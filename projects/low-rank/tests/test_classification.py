@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from low_rank.classification import Classification, layer_weights, make_model
+from low_rank.classification import Classification, layer_weights, make_model, spaced
 from low_rank.config import TRAIN_PRESETS, TrainConfig
 from low_rank.overparam import ExpandedLinear, collapse
 from low_rank.rank import effective_rank, gram_effective_rank
@@ -164,7 +164,7 @@ def test_the_learning_rate_follows_its_schedule() -> None:
 
 def test_gram_rank_is_that_of_the_last_hidden_layer_on_test_images() -> None:
     task = ran(hidden=1, probes=50)
-    x = normalise(task.x_test[:50], task.data).flatten(1)
+    x = normalise(task.x_test[torch.linspace(0, 199, 50).round().long()], task.data).flatten(1)
     with torch.no_grad():
         model = collapse(task.model).eval()
         h = torch.relu(model.get_submodule("linear1")(x))
@@ -249,3 +249,10 @@ def test_what_cannot_be_is_refused(fields: dict[str, Any], flag: str) -> None:
 def test_too_much_held_out_is_refused() -> None:
     with pytest.raises(UserError, match="--validation"):
         ran(validation=5000)
+
+
+def test_images_that_are_looked_at_are_of_all_classes() -> None:
+    task = ran(data="mnist5k", max_test=None, steps=1, probes=40)  # whose images are in the order of their classes
+    assert task.probes()[1].unique().tolist() == list(range(10))
+    assert spaced(10, 4).tolist() == [0, 3, 6, 9]
+    assert spaced(3, 4).tolist() == [0, 1, 2]

@@ -30,7 +30,7 @@ from shared.images import ImageData, balanced, load
 from shared.loop import Loop, Task
 
 BATCH = 1000  # images a forward pass of an evaluation
-SEEN = 2000  # training images that an evaluation looks at, the first ones
+SEEN = 2000  # training images that an evaluation looks at
 
 
 class History:
@@ -197,7 +197,8 @@ class Classification(Task):
         and the effective rank of the Gram matrix of the last hidden layer on test images; at the end the test set too.
         """
         metrics = self.measure(self.x_new, self.y_new)
-        seen = self.measure(self.x_train[:SEEN], self.y_train[:SEEN])
+        some = spaced(len(self.x_train), SEEN)
+        seen = self.measure(self.x_train[some], self.y_train[some])
         metrics |= {"train": seen["accuracy"], "train_loss": seen["loss"]}
         for name in ("loss", "train_loss"):  # an update can ruin weights whose own loss was still a number
             if not math.isfinite(metrics[name]):
@@ -220,14 +221,18 @@ class Classification(Task):
             loss += F.cross_entropy(logits, labels, reduction="sum")
         return {"accuracy": float(right) / len(x), "loss": float(loss) / len(x)}
 
-    def features(self, count: int | None = None) -> dict[str, Tensor]:
-        """Outputs of all hidden layers for the first test images, [N, D] each."""
-        x = normalise(self.x_test[: count or self.config.probes], self.data)
-        return collect_features(self.model, x)
+    def probes(self) -> tuple[Tensor, Tensor]:
+        """`--probes` test images and their labels, evenly spaced over the set, which may be in the order of classes."""
+        some = spaced(len(self.x_test), self.config.probes)
+        return self.x_test[some], self.y_test[some]
+
+    def features(self) -> dict[str, Tensor]:
+        """Outputs of all hidden layers for the probes, [N, D] each."""
+        return collect_features(self.model, normalise(self.probes()[0], self.data))
 
     def gram_rank(self) -> float:
         """Effective rank of the Gram matrix of the last hidden layer."""
-        x = normalise(self.x_test[: self.config.probes], self.data)
+        x = normalise(self.probes()[0], self.data)
         last = list(feature_layers(self.model))[-1]
         return feature_rank(collect_features(self.model, x, [last])[last])
 
@@ -235,7 +240,7 @@ class Classification(Task):
     def collapsed_error(self) -> float:
         """Largest difference between the logits of the network, its factors applied one by one, and of what `collapse`
         makes of it, relative to the largest logit, in double precision."""
-        x = normalise(self.x_test[: self.config.probes], self.data).double()
+        x = normalise(self.probes()[0], self.data).double()
         double = copy.deepcopy(self.model).double().eval()
         there = collapse(double)(x)
         for module in double.modules():
@@ -243,6 +248,11 @@ class Classification(Task):
                 module.forward = module.expanded
         here = double(x)
         return float((here - there).abs().max() / here.abs().max())
+
+
+def spaced(size: int, count: int) -> Tensor:
+    """At most `count` indices, evenly spaced from 0 to size - 1."""
+    return torch.linspace(0, size - 1, min(count, size)).round().long()
 
 
 def make_model(config: TrainConfig) -> nn.Module:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from low_rank.classification import spaced
 from low_rank.config import OptimizersConfig, RegressConfig, VolumeConfig
 from low_rank.optimizers import fit_to_target
 from low_rank.random_networks import Architecture, dominance, draw_weights, end_to_end, gram_ranks, product_ranks
@@ -48,8 +49,9 @@ def inputs(data: str, images: int, root: Path | None, seed: int = 0) -> Tensor:
     both = torch.cat([found.x_test, found.x_train])
     if images > len(both):
         raise UserError("--images", images, f"at most the {len(both):,} of {data}")
-    both = both[:images]
-    return normalise(both, found).flatten(1).double()
+    taken = found.x_test if images <= len(found.x_test) else both
+    taken = taken[spaced(len(taken), images)]  # some sets are in the order of their classes
+    return normalise(taken, found).flatten(1).double()
 
 
 def volume(config: VolumeConfig) -> dict[str, Any]:

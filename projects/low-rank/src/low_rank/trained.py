@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from low_rank import figures
-from low_rank.classification import Classification
+from low_rank.classification import Classification, spaced
 from low_rank.commands import results_folder, written
 from low_rank.config import CompareConfig, KernelsConfig, TrainConfig
 from low_rank.kernels import feature_rank, ordered_gram
@@ -69,7 +69,9 @@ def kernel_network(config: TrainConfig, linkage: int) -> dict[str, Any]:
     summary = Loop(task, config, MEMBER, folder=False).run()
     features = task.features()
     last = list(features)[-1]
-    ordered = ordered_gram(features[last][:linkage].double(), task.y_test[:linkage])
+    labels = task.probes()[1]
+    some = spaced(len(labels), linkage)
+    ordered = ordered_gram(features[last][some].double(), labels[some])
     assert ordered.contrast is not None
     return {
         **summary["metrics"],
