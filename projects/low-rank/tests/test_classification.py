@@ -71,7 +71,9 @@ def test_every_way_of_training_learns_and_equals_its_plain_network(fields: dict[
 
 
 def test_a_step_is_gradient_descent_on_the_factors() -> None:
-    config = replace(SMALL, steps=1, momentum=0.0, lr=0.1, schedule="constant", hidden=1, depth=2, weight_decay=0.01)
+    config = replace(
+        SMALL, steps=1, momentum=0.0, lr=0.1, schedule="constant", hidden=1, depth=2, weight_decay=0.01, clip=None
+    )
     task = Classification(config)
     loop = Loop(task, config, "low-rank", folder=False)
     seen = {}
