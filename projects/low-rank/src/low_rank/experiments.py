@@ -33,8 +33,12 @@ Fields = dict[str, Any]
 
 
 def volume_cells(n: int, draws: int, depths: Sequence[int]) -> dict[str, Fields]:
-    """Products of square Gaussian matrices."""
-    return {"volume products": {"study": "volume", "n": n, "draws": draws, "depths": list(depths)}}
+    """Products of square Gaussian matrices, and of orthogonal ones, whose rank does not fall."""
+    base: Fields = {"study": "volume", "n": n, "depths": list(depths)}
+    return {
+        "volume products": {**base, "draws": draws},
+        "volume orthogonal products": {**base, "draws": 20, "init": "orthogonal"},
+    }
 
 
 def feature_cells(draws: int, data: str = "digits", width: int = 128) -> dict[str, Fields]:

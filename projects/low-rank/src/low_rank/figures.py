@@ -59,8 +59,12 @@ def spectra(path: Path, history: History) -> Path:
     return path.with_suffix(".png")
 
 
-def volume(path: Path, values: Mapping[str, Any], title: str = "") -> Path:
-    """Distribution functions of the rank by depth, and its mean, beside the closed form where there is one."""
+def volume(path: Path, values: Mapping[str, Any], title: str = "", others: Mapping[str, Any] | None = None) -> Path:
+    """Distribution functions of the rank by depth, and its mean, beside the closed form where there is one.
+
+    Args:
+        others: name -> values of further networks, whose means are drawn too.
+    """
     rows = values["rows"]
     with figure(path, 1, 2, figsize=(9, 3.6)) as (_, axes):
         for place, row in enumerate(rows):
@@ -76,6 +80,11 @@ def volume(path: Path, values: Mapping[str, Any], title: str = "") -> Path:
         if "limit" in rows[0]:
             most = rows[0]["mean"] + rows[0]["deficit"]
             axes[1].plot(depths, [most - row["limit"] for row in rows], "k--", label="limit of large matrices")
+        for place, (name, other) in enumerate((others or {}).items(), 1):
+            means = [row["mean"] for row in other["rows"]]
+            axes[1].plot(
+                [row["depth"] for row in other["rows"]], means, "s-", markersize=4, color=f"C{place}", label=name
+            )
         if "input_rank" in values:
             axes[1].axhline(values["input_rank"], color="0.5", linestyle=":", label="the images themselves")
         axes[1].set(xscale="log", xlabel="layers", ylabel=RANK if "limit" in rows[0] else GRAM_RANK)

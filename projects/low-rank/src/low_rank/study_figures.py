@@ -19,7 +19,10 @@ def draw(outcomes: Outcomes, folder: Path) -> list[Path]:
     names = outcomes.names()
     for name, file in (("volume products", "products"), ("volume relu", "relu"), ("volume fashion", "fashion")):
         if name in outcomes:
-            drawn.append(figures.volume(folder / file, outcomes.raw(name)[0], name.removeprefix("volume ")))
+            others = {}
+            if name == "volume products" and "volume orthogonal products" in outcomes:
+                others["orthogonal factors"] = outcomes.raw("volume orthogonal products")[0]
+            drawn.append(figures.volume(folder / file, outcomes.raw(name)[0], name.removeprefix("volume "), others))
     if "volume products" in outcomes and (sampled := outcomes.raw("volume products")[0].get("sampled")):
         n = outcomes.raw("volume products")[0]["n"]
         drawn.append(figures.density(folder / "density", sampled, n))
@@ -56,7 +59,7 @@ def draw(outcomes: Outcomes, folder: Path) -> list[Path]:
 
 def exceptions(path: Path, outcomes: Outcomes) -> Path:
     """Mean Gram rank by depth: activations; inputs, starts and normalisation; skip connections."""
-    names = [n for n in outcomes.names() if n.startswith("volume ") and n not in ("volume products", "volume fashion")]
+    names = [n for n in outcomes.names() if n.startswith("volume ") and not n.endswith(("products", "fashion"))]
     panels = {
         "activations": [n for n in names if "," not in n and "skips" not in n] + ["volume sigmoid, centred"],
         "ReLU": ["volume relu", *(n for n in names if n.startswith("volume relu, "))],
