@@ -285,13 +285,14 @@ def test_an_experiment_that_lacks_a_seed_is_left_out() -> None:
 
 
 PROGRAM = """
-import sys
+import signal, sys
 from pathlib import Path
 import shared.cli
 from shared.claims import ReproduceConfig, reproduce
 from shared.config import Stopped
 from test_claims import ToyStudy
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     home = Path(sys.argv[1])
     shared.cli.member_home = lambda package: home
     try:
