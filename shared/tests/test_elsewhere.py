@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +36,34 @@ def test_tensors_of_two_devices_do_not_meet() -> None:
         assert there[torch.tensor([0, 2])].shape == (2,)  # and so do indices
         assert torch.equal(there.cpu() + here, torch.full((3,), 2.0))
         assert here.to(ELSEWHERE).device == ELSEWHERE
+
+
+def test_a_tensor_without_numbers_is_refused() -> None:
+    without = torch.ones(3, device=ELSEWHERE)  # torch's own
+    with elsewhere(), pytest.raises(RuntimeError, match="has no numbers"):
+        torch.ones(3, device=ELSEWHERE) + without
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        [2, 0, 2], ([2, 0], 1), (slice(None), [1, 0]), ([0, 1], [1, 0]), [True, False, True, False], [-1],
+        np.array([3, 1]), (..., [0]), (None, [1, 2]), (torch.tensor([1, 3]), [0, 1]),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("inference", [False, True])
+def test_lists_index_as_on_the_cpu(index: Any, inference: bool) -> None:
+    """torch makes tensors of them where no mode sees it."""
+    x = torch.arange(12.0).reshape(4, 3)
+    with elsewhere(), torch.inference_mode(inference):
+        there = x.to(ELSEWHERE)
+        assert there[index].tolist() == x[index].tolist()
+        for value in (7.0, -x[index]):
+            here, there = x.clone(), x.to(ELSEWHERE)
+            here[index] = value
+            there[index] = value if isinstance(value, float) else value.to(ELSEWHERE)
+            assert there.tolist() == here.tolist()
 
 
 def test_numbers_are_those_of_the_cpu() -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -76,6 +77,13 @@ def _is_away(device: Any) -> bool:
     return device is not None and torch.device(device).type == ELSEWHERE.type
 
 
+def _index(part: Any) -> Any:
+    """Of an index what torch would make a tensor of, out of sight of the modes: as a tensor elsewhere."""
+    if isinstance(part, (list, np.ndarray)):
+        return torch.as_tensor(part).to(ELSEWHERE)
+    return part
+
+
 def _held(value: Any) -> Any:
     return value.held if isinstance(value, _Away) else value
 
@@ -84,6 +92,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any], own_generator: bool = Fal
     """One operation: refuse what a GPU would, do it on the CPU, say where the result is."""
     given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
     away, wanted = any(isinstance(value, _Away) for value in given), kwargs.get("device")
+    if any(value.device == ELSEWHERE and not isinstance(value, _Away) for value in given):
+        raise RuntimeError(f"{func}: a tensor of torch's own {ELSEWHERE.type} device, which has no numbers")
     if not away and not _is_away(wanted):
         return func(*args, **kwargs)
     here = [tuple(value.shape) for value in given if not isinstance(value, _Away) and value.dim()]
@@ -132,6 +142,9 @@ class _Function(TorchFunctionMode):
             return func(*args, **{**kwargs, "device": "cpu"}).to(ELSEWHERE)
         if func is Tensor.new_tensor and isinstance(args[0], _Away) and kwargs.get("device") is None:
             return torch.tensor(args[1], dtype=kwargs.get("dtype") or args[0].dtype).to(ELSEWHERE)
+        if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], _Away):
+            index = tuple(map(_index, args[1])) if isinstance(args[1], tuple) else _index(args[1])
+            return func(args[0], index, *args[2:])
         if func is Tensor.tolist and isinstance(args[0], _Away):
             return args[0].held.detach().tolist()
         if getattr(kwargs.get("generator"), "away", False):
