@@ -25,6 +25,7 @@ REGRESSED = (1, 2, 3, 4, 6, 8, 12, 16)
 SEARCHED = (1, 2, 4, 8)
 SEEDS = {"smoke": 1, "cpu": 5, "cpu-long": 5, "gpu": 3, "paper": 5}  # of trained networks; draws are within a cell
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+RATES = (0.01, 0.03, 0.1)  # learning rates, of which held-out images choose one for every network
 TRAINED = ("kernels", "compare")
 LINKED = 64  # images of the ordered Gram matrices
 KINDS = {"volume": VolumeConfig, "regress": RegressConfig, "optimizers": OptimizersConfig, "search": OptimizersConfig}
@@ -88,18 +89,24 @@ def digits_cells() -> dict[str, Fields]:
     return cells
 
 
+def at_rates(cells: Mapping[str, Fields], rates: Sequence[float] = RATES) -> dict[str, Fields]:
+    """Every network at every learning rate."""
+    return {f"{name}, lr {rate:g}": {**fields, "lr": rate} for name, fields in cells.items() for rate in rates}
+
+
 def cifar_cells(epochs: int = 15) -> dict[str, Fields]:
-    """A small CNN with batch normalisation on a part of CIFAR-10, drawn at 16 pixels."""
+    """A small CNN with batch normalisation on 6,000 images of CIFAR-10, drawn at 16 pixels; 1,000 others choose the
+    learning rate of each."""
     base: Fields = {
-        "data": "cifar10", "model": "cnn-small", "side": 16, "max_train": 6000, "epochs": epochs, "augment": "flip",
-        "lr": 0.05, "weight_decay": 1e-3, "clip": None,
+        "data": "cifar10", "model": "cnn-small", "side": 16, "max_train": 7000, "validation": 1000, "epochs": epochs,
+        "augment": "flip", "weight_decay": 1e-3, "clip": None,
     }  # fmt: skip
-    return {
-        "cifar plain": {**base, "expand": "none"},
-        "cifar d=2": {**base, "expand": "all", "depth": 2},
-        "cifar d=2 width 4": {**base, "expand": "all", "depth": 2, "expand_width": 4.0},
-        "cifar fc d=3": {**base, "expand": "linear", "depth": 3},
-    }
+    return at_rates(
+        {
+            "cifar plain": {**base, "expand": "none"},
+            "cifar d=2": {**base, "expand": "all", "depth": 2},
+        }
+    )
 
 
 def kernel_cells() -> dict[str, Fields]:
@@ -130,19 +137,38 @@ def compare_cells() -> dict[str, Fields]:
     return cells
 
 
+_GPU: Fields = {
+    "data": "cifar10", "model": "cnn", "epochs": 60, "augment": "crop-flip", "weight_decay": 5e-4, "validation": 1000,
+    "warmup": 100, "clip": 5.0,
+}  # fmt: skip
+
+
 def gpu_cells() -> dict[str, Fields]:
-    """The larger CNN on CIFAR-10, plain and over-parameterised; the variant is chosen on held-out images."""
-    base: Fields = {
-        "data": "cifar10", "model": "cnn", "epochs": 60, "augment": "crop-flip", "lr": 0.03, "weight_decay": 5e-4,
-        "validation": 1000, "warmup": 100, "clip": 5.0,
-    }  # fmt: skip
-    return {
-        "gpu plain": {**base, "expand": "none"},
-        "gpu d=2": {**base, "depth": 2},
-        "gpu d=4": {**base, "depth": 4},
-        "gpu d=2 width 4": {**base, "depth": 2, "expand_width": 4.0},
-        "gpu d=2 normalised": {**base, "depth": 2, "factor_norm": True},
-    }
+    """The larger CNN on CIFAR-10, plain and over-parameterised; held-out images choose the learning rate of each, and
+    the variant. Without weight decay too, which on factors is another penalty than on weights."""
+    undecayed: Fields = {**_GPU, "weight_decay": 0.0}
+    return at_rates(
+        {
+            "gpu plain": {**_GPU, "expand": "none"},
+            "gpu d=2": {**_GPU, "depth": 2},
+            "gpu d=4": {**_GPU, "depth": 4},
+            "gpu d=2 width 4": {**_GPU, "depth": 2, "expand_width": 4.0},
+            "gpu d=2 normalised": {**_GPU, "depth": 2, "factor_norm": True},
+            "undecayed plain": {**undecayed, "expand": "none"},
+            "undecayed d=2": {**undecayed, "depth": 2},
+        }
+    )
+
+
+def gpu_compare_cells() -> dict[str, Fields]:
+    """Products against penalties on CIFAR-10: three settings of every way, learning rates where it has no strength."""
+    base: Fields = {**_GPU, "study": "compare", "epochs": 20}
+    plain: Fields = {**base, "expand": "none"}
+    cells = at_rates({"compare plain": plain, "compare products of 2": {**base, "depth": 2}})
+    for name in REGULARISERS:
+        for strength in (1e-5, 1e-4, 1e-3):
+            cells[f"compare {name}, {strength:g}"] = {**plain, "lr": 0.03, "regulariser": name, "strength": strength}
+    return cells
 
 
 def paper_cells() -> dict[str, Fields]:
@@ -206,7 +232,7 @@ class LowRankStudy(Study):
             fashion = {**feature_cells(50, "fashion", 256)["volume relu"]}
             cells = {"volume fashion": fashion} | cifar_cells() | kernel_cells() | compare_cells()
         elif config.preset == "gpu":
-            cells = volume_cells(128, 4096, (*DEPTHS, 32, 64)) | gpu_cells()
+            cells = volume_cells(128, 4096, (*DEPTHS, 32, 64)) | gpu_cells() | gpu_compare_cells()
         else:
             cells = paper_cells()
         return {name: fields for name, fields in cells.items() if present(fields.get("data", "digits"), root)}
@@ -274,7 +300,12 @@ class LowRankStudy(Study):
             except RunFailed:
                 return {"diverged": 1.0}
             return {name: values[name] for name in ("accuracy", "test", "train", "hidden_ranks")}
-        return measure(made, self.scratch)
+        try:
+            return measure(made, self.scratch)
+        except RunFailed:
+            if "validation" not in fields:
+                raise
+            return {"diverged": 1.0}  # a learning rate that is out of the choice
 
     def quantities(self) -> Mapping[str, Callable[[Outcomes], Sequence[float]]]:
         return {
@@ -297,12 +328,14 @@ class LowRankStudy(Study):
             "expanded-mean-drop": lambda o: [statistics.fmean(drops) for drops in expanded_drops(o, "digits")],
             "expanded-mnist-least": lambda o: [min(drops) for drops in expanded_drops(o, "mnist5k")],
             "expanded-mnist-mean": lambda o: [statistics.fmean(drops) for drops in expanded_drops(o, "mnist5k")],
+            "expanded-learned": partial(learned_drop, data="digits"),
+            "expanded-mnist-learned": partial(learned_drop, data="mnist5k"),
             "kernels-drop": kernels_drop,
             "compare-gain": compare_gain,
-            "cifar-gain": partial(gain, one="cifar d=2", other="cifar plain", metric="accuracy"),
-            "cifar-gap-gain": partial(gain, one="cifar plain", other="cifar d=2", metric="gap"),
-            "gpu-gain": lambda o: gain(o, chosen_variant(o), "gpu plain", "test"),
-            "gpu-train-gain": lambda o: gain(o, "gpu plain", chosen_variant(o), "train"),
+            "cifar-gain": lambda o: gain(o, at_best_rate(o, "cifar d=2"), at_best_rate(o, "cifar plain"), "test"),
+            "cifar-gap-gain": cifar_gap_gain,
+            "gpu-gain": lambda o: gain(o, chosen_variant(o), at_best_rate(o, "gpu plain"), "test"),
+            "gpu-train-gain": lambda o: gain(o, at_best_rate(o, "gpu plain"), chosen_variant(o), "train"),
         }
 
     def tables(self, outcomes: Outcomes) -> Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]]:
@@ -364,7 +397,8 @@ class LowRankStudy(Study):
         if rows := compared(outcomes):
             columns = (
                 "regularised by",
-                "strength",
+                "settings tried",
+                "chosen",
                 "held-out",
                 "test",
                 "its s.e.",
@@ -372,27 +406,28 @@ class LowRankStudy(Study):
                 "rank of weights",
                 "diverged",
             )
-            names = ("way", "strength", "validation", "test", "se", "train", "rank", "diverged")
+            names = ("way", "settings", "setting", "validation", "test", "se", "train", "rank", "diverged")
             body = [tuple(row.get(name) for name in names) for row in rows]
-            tables["Products and penalties on 300 noisy digits, each at the strength that held-out samples choose"] = (
+            tables["Products and penalties, each at the setting that held-out samples choose"] = (
                 columns,
                 body,
             )
         trained = [
             name
             for name in outcomes.names()
-            if not name.startswith("compare ") and "hidden_ranks" in outcomes.raw(name)[0]
+            if not name.startswith("compare ") and all("hidden_ranks" in run for run in outcomes.raw(name))
         ]
         if trained:
-            columns = ("network", "test", "training", "gap", "rank of hidden weights", "rank of the Gram matrix")
+            columns = ("network", "held out", "test", "training", "rank of hidden weights at first", "after training",
+                       "rank of the Gram matrix")  # fmt: skip
             body = []
             for name in trained:
                 runs = outcomes.raw(name)
-                mean = partial(_mean_of, runs)
-                ranks = [statistics.fmean(run["hidden_ranks"].values()) for run in runs]
-                body.append(
-                    (name, mean("accuracy"), mean("train"), mean("gap"), statistics.fmean(ranks), mean("gram_rank"))
-                )
+                held = _mean_of(runs, "accuracy") if "test" in runs[0] else None
+                tests = _mean_of(runs, "accuracy" if held is None else "test")
+                ranks = [statistics.fmean(statistics.fmean(values) for values in hidden_ranks(runs, first))
+                         for first in (True, False)]  # fmt: skip
+                body.append((name, held, tests, _mean_of(runs, "train"), *ranks, _mean_of(runs, "gram_rank")))
             tables["Trained networks, mean of seeds"] = (columns, sorted(body))
         return tables
 
@@ -520,6 +555,24 @@ def expanded_drops(outcomes: Outcomes, data: str) -> list[list[float]]:
     ]
 
 
+def hidden_ranks(runs: Sequence[Mapping[str, Any]], first: bool = False) -> list[list[float]]:
+    """Of each run, the ranks of the weights of all layers but the last, after training or before it."""
+    return [
+        [run["ranks_at_first" if first else "ranks"][name] for name in run["hidden_ranks"]] for run in runs
+    ]  # fmt: skip
+
+
+def learned_drop(outcomes: Outcomes, data: str) -> list[float]:
+    """Of each seed, how much of the mean drop of the hidden weights' rank came about in training: what it is after, less
+    what it was before the first step."""
+    plain, made = outcomes.raw(f"{data} plain"), outcomes.raw(f"{data} d=3")
+    drops = [
+        [statistics.fmean(one) - statistics.fmean(other) for one, other in zip(*sides, strict=True)]
+        for sides in ((hidden_ranks(plain, f), hidden_ranks(made, f)) for f in (True, False))
+    ]
+    return [after - before for before, after in zip(*drops, strict=True)]
+
+
 def gain(outcomes: Outcomes, one: str, other: str, metric: str) -> list[float]:
     """A metric of one network less another's, seed by seed."""
     return [a - b for a, b in zip(outcomes.values(one, metric), outcomes.values(other, metric), strict=True)]
@@ -532,22 +585,22 @@ def kernels_drop(outcomes: Outcomes) -> list[float]:
 
 
 def compared(outcomes: Outcomes) -> list[dict[str, Any]]:
-    """Of every way of regularising, the strength of the highest mean accuracy on held-out samples, among those under
-    which no network diverged."""
-    ways: dict[str, list[tuple[float | None, list[Mapping[str, Any]]]]] = {}
+    """Of every way of regularising, the setting (a strength, a learning rate) of the highest mean accuracy on held-out
+    samples, among those under which no network diverged."""
+    ways: dict[str, list[tuple[str, list[Mapping[str, Any]]]]] = {}
     for name in outcomes.names():
         if name.startswith("compare "):
-            way, _, strength = name.removeprefix("compare ").partition(", ")
-            ways.setdefault(way, []).append((float(strength) if strength else None, list(outcomes.raw(name))))
+            way, _, setting = name.removeprefix("compare ").partition(", ")
+            ways.setdefault(way, []).append((setting, list(outcomes.raw(name))))
     rows = []
     for way, settings in ways.items():
-        whole = [(strength, runs) for strength, runs in settings if not any("diverged" in run for run in runs)]
-        row: dict[str, Any] = {"way": way, "diverged": len(settings) - len(whole)}
+        whole = [(setting, runs) for setting, runs in settings if not any("diverged" in run for run in runs)]
+        row: dict[str, Any] = {"way": way, "settings": len(settings), "diverged": len(settings) - len(whole)}
         if whole:
-            strength, runs = max(whole, key=lambda setting: _mean_of(setting[1], "accuracy"))
+            setting, runs = max(whole, key=lambda tried: _mean_of(tried[1], "accuracy"))
             tests = [run["test"] for run in runs]
             row |= {
-                "strength": strength, "validation": _mean_of(runs, "accuracy"), "test": statistics.fmean(tests),
+                "setting": setting, "validation": _mean_of(runs, "accuracy"), "test": statistics.fmean(tests),
                 "tests": tests, "se": statistics.stdev(tests) / math.sqrt(len(tests)) if len(tests) > 1 else 0.0,
                 "train": _mean_of(runs, "train"),
                 "rank": statistics.fmean(v for run in runs for v in run["hidden_ranks"].values()),
@@ -568,9 +621,33 @@ def compare_gain(outcomes: Outcomes) -> list[float]:
     return [a - b for a, b in zip(one["tests"], other["tests"], strict=True)]
 
 
+def at_best_rate(outcomes: Outcomes, network: str) -> str:
+    """A network at the learning rate of the highest mean accuracy on held-out images, among those under which no seed
+    diverged.
+
+    Raises:
+        Missing: there is none.
+    """
+    tried = {name: outcomes.raw(name) for name in outcomes.names() if name.startswith(f"{network}, lr ")}
+    whole = {name: runs for name, runs in tried.items() if not any("diverged" in run for run in runs)}
+    if not whole:
+        raise Missing(f"{network}, lr {RATES[0]:g}")
+    return max(whole, key=lambda name: _mean_of(whole[name], "accuracy"))
+
+
+def cifar_gap_gain(outcomes: Outcomes) -> list[float]:
+    """Training less test accuracy of the plain network, less that of products of two, seed by seed."""
+    one, other = (
+        [run["train"] - run["test"] for run in outcomes.raw(at_best_rate(outcomes, name))]
+        for name in ("cifar plain", "cifar d=2")
+    )
+    return [a - b for a, b in zip(one, other, strict=True)]
+
+
 def chosen_variant(outcomes: Outcomes) -> str:
-    """The over-parameterised network of the highest mean accuracy on held-out images."""
-    variants = [name for name in outcomes.names() if name.startswith("gpu d=")]
-    if not variants:
-        raise Missing("gpu d=2")
-    return max(variants, key=lambda name: statistics.fmean(outcomes.values(name, "accuracy")))
+    """The over-parameterised network, and its learning rate, of the highest mean accuracy on held-out images."""
+    networks = {name.partition(", lr ")[0] for name in outcomes.names() if name.startswith("gpu d=")}
+    if not networks:
+        raise Missing("gpu d=2, lr 0.01")
+    best = [at_best_rate(outcomes, name) for name in sorted(networks)]
+    return max(best, key=lambda name: statistics.fmean(outcomes.values(name, "accuracy")))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from low_rank import figures
-from low_rank.experiments import compared
+from low_rank.experiments import at_best_rate, compared
 from shared.claims import Outcomes
 from shared.figures import figure
 
@@ -49,7 +49,8 @@ def draw(outcomes: Outcomes, folder: Path) -> list[Path]:
         ]
     if rows := compared(outcomes):
         drawn.append(figures.bars(folder / "compare", [{**row, "test_se": row.get("se", 0.0)} for row in rows]))
-    networks = {name: outcomes.raw(name) for name in names if "spectra" in outcomes.raw(name)[0]}
+    shown = {at_best_rate(outcomes, name.partition(", lr ")[0]) if ", lr " in name else name for name in names}
+    networks = {n: outcomes.raw(n) for n in names if n in shown and all("spectra" in run for run in outcomes.raw(n))}
     for stem in ("digits", "mnist5k", "cifar", "gpu"):
         own = {name: runs for name, runs in networks.items() if name.startswith(stem + " ")}
         if len(own) > 1:
