@@ -563,8 +563,8 @@ def hidden_ranks(runs: Sequence[Mapping[str, Any]], first: bool = False) -> list
 
 
 def learned_drop(outcomes: Outcomes, data: str) -> list[float]:
-    """Of each seed, how much of the mean drop of the hidden weights' rank came about in training: what it is after, less
-    what it was before the first step."""
+    """Of each seed, how much of the mean drop of the hidden weights' rank came about in training: what it is after,
+    less what it was before the first step."""
     plain, made = outcomes.raw(f"{data} plain"), outcomes.raw(f"{data} d=3")
     drops = [
         [statistics.fmean(one) - statistics.fmean(other) for one, other in zip(*sides, strict=True)]
