@@ -273,3 +273,14 @@ def test_sprite_is_cut_into_its_tiles(tmp_path: Path) -> None:
     assert y[89] == 0
     assert y[90] == 1
     assert load("fashion", tmp_path).label.startswith("Fashion-MNIST sprite")
+
+
+def test_embedded_images_can_be_parted_anew(tmp_path: Path) -> None:
+    usual, anew = load("digits", tmp_path), load("digits", tmp_path, test=500)
+    assert (len(anew.y_train), len(anew.y_test)) == (1297, 500)
+    assert torch.bincount(anew.y_test).tolist() == [50] * 10
+    whole = sorted(x.flatten().tolist() for x in torch.cat([usual.x_train, usual.x_test]))
+    assert sorted(x.flatten().tolist() for x in torch.cat([anew.x_train, anew.x_test])) == whole
+    assert torch.equal(load("digits", tmp_path, test=500, seed=7).x_test, anew.x_test)  # one split for every seed
+    with pytest.raises(UserError, match="parted anew"):
+        load("mnist", tmp_path, test=500)

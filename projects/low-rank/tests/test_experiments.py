@@ -166,12 +166,12 @@ def values(good: bool) -> dict[str, list[dict[str, Any]]]:
     for d, rho in zip(DEPTHS, [1.9, 1.8, 1.7, 1.6, either(1.2, 2.0)], strict=True):
         seeds[f"kernels d={d}"] = [kernel_values(d, rho + 0.1 * s) for s in range(3)]
     for name, held, test in (
-        ("plain", 0.75, 0.74),
+        ("plain, lr 0.05", 0.75, 0.74),
         ("nuclear, 1e-06", 0.80, 0.78),
         ("nuclear, 0.01", 0.70, 0.95),  # better on the test set, not on held-out samples
         ("nuclear, 1e-05", 0.5, 0.5),
         ("products of 2, lr 0.01", 0.5, either(0.8, 0.1)),
-        ("products of 2", 0.79, 0.99),
+        ("products of 2, lr 0.05", 0.79, 0.99),
         ("decay on products of 2, 0.001", 0.82, either(0.80, 0.77)),
     ):
         seeds[f"compare {name}"] = [network_values(held, 0.9, 3.0, test=test + 0.01 * s) for s in range(3)]
@@ -251,7 +251,7 @@ def test_variants_and_strengths_are_chosen_on_held_out_images() -> None:
         chosen_variant(recorded({"gpu plain": [network_values(0.8, 0.9, 1.0)]}))
     rows = {row["way"]: row for row in compared(outcomes)}
     assert {way: row.get("setting") for way, row in rows.items()} == {
-        "plain": "", "nuclear": "1e-06", "products of 2": "", "decay on products of 2": "0.001", "l1": "0.0001",
+        "plain": "lr 0.05", "nuclear": "1e-06", "products of 2": "lr 0.05", "decay on products of 2": "0.001", "l1": "0.0001",
         "stable-rank": None,
     }  # fmt: skip
     assert {way: row["diverged"] for way, row in rows.items() if row["diverged"]} == {"l1": 1, "stable-rank": 1}
@@ -375,7 +375,7 @@ def test_tables_are_made_of_outcomes() -> None:
     assert [row[0] for row in kernels[1]] == list(DEPTHS)
     assert kernels[1][0][1:5] == pytest.approx((0.9, 1.0, 2.5, 2.0))
     assert [row[:2] for row in penalties[1]][:3] == [("plain", 1), ("nuclear", 3), ("products of 2", 2)]
-    assert [row[2] for row in penalties[1]][:3] == ["", "1e-06", ""]
+    assert [row[2] for row in penalties[1]][:3] == ["lr 0.05", "1e-06", "lr 0.05"]
     assert not [row for row in trained[1] if row[0].startswith(("compare", "kernels"))]
     [cifar] = [row for row in trained[1] if row[0] == "cifar d=2, lr 0.03"]
     assert cifar[1:] == pytest.approx((0.6, 0.62, 0.75, 3.1, 3.0, 1.5))

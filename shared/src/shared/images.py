@@ -19,7 +19,7 @@ from torch import Tensor
 from shared import image_files as files
 from shared.config import UserError, check_choice
 from shared.data import require
-from shared.image_names import CIFAR10, IMAGE_SETS, PLACES, SHAPES, ImageSet
+from shared.image_names import CIFAR10, EMBEDDED, IMAGE_SETS, PLACES, SHAPES, ImageSet
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,13 @@ class ImageData:
 
 
 def load(
-    name: ImageSet, root: Path, *, max_train: int | None = None, max_test: int | None = None, seed: int = 0
+    name: ImageSet,
+    root: Path,
+    *,
+    max_train: int | None = None,
+    max_test: int | None = None,
+    seed: int = 0,
+    test: int | None = None,
 ) -> ImageData:
     """A data set by name.
 
@@ -53,13 +59,21 @@ def load(
         root: the data root; embedded sets do not look at it.
         max_train, max_test: use so many samples, the same number of each class (to one).
         seed: which ones.
+        test: of an embedded set, the number of images for testing, even over classes and always the same; default: the
+            last fifth of every class.
 
     Raises:
         UserError: unknown name, missing or damaged files (which, and what is expected), more samples than there are.
     """
     check_choice("--data", name, IMAGE_SETS)
+    if test is not None:
+        check_choice("data parted anew", name, EMBEDDED)
     x_train, y_train, x_test, y_test, classes, label = _READERS[name](root)
     check_labels(name, root, y_train, y_test, classes)
+    if test is not None:
+        x_train, y_train, x_test, y_test = _parted(
+            np.concatenate([x_train, x_test]), np.concatenate([y_train, y_test]), test
+        )  # fmt: skip
     chosen = balanced(y_train, max_train, seed, "--max-train")
     kept = balanced(y_test, max_test, seed, "--max-test")
     x_train, y_train, x_test, y_test = x_train[chosen], y_train[chosen], x_test[kept], y_test[kept]
@@ -113,6 +127,13 @@ def balanced(labels: NDArray[np.int64], count: int | None, seed: int, flag: str)
     # The first of every class, then the second of every class, and so on.
     order = np.lexsort((stream.permutation(len(labels)), rank))
     return np.sort(order[:count])
+
+
+def _parted(x: NDArray[np.uint8], y: NDArray[np.int64], test: int) -> files.Halves:
+    """So many images of all for testing, even over classes, the rest for training."""
+    held = np.zeros(len(y), bool)
+    held[balanced(y, test, 0, "test")] = True
+    return x[~held], y[~held], x[held], y[held]
 
 
 def _digits(root: Path) -> files.Arrays:

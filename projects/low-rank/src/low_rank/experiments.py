@@ -119,19 +119,21 @@ def kernel_cells() -> dict[str, Fields]:
 
 
 def compare_cells() -> dict[str, Fields]:
-    """Products against penalties on a few noisy digits: every strength of every way; held-out samples choose."""
+    """Products against penalties on a few noisy digits. Five settings of every way: strengths, or learning rates where
+    it has none; held-out samples choose."""
     base: Fields = {
         "study": "compare", "data": "digits", "model": "mlp", "width": 256, "hidden": 2, "epochs": 15, "lr": 0.05,
         "clip": 1.0, "validation": 300, "max_train": 600, "label_noise": 0.2, "batch_size": 64,
     }  # fmt: skip
     plain: Fields = {**base, "expand": "none"}
-    cells = {"compare plain": plain}
+    rates = (0.01, 0.02, 0.05, 0.1, 0.2)
+    cells = at_rates({"compare plain": plain}, rates)
     for name in REGULARISERS:
         for strength in STRENGTHS:
             cells[f"compare {name}, {strength:g}"] = {**plain, "regulariser": name, "strength": strength}
     for depth in (2, 3):
         products: Fields = {**base, "expand": "all", "depth": depth}
-        cells[f"compare products of {depth}"] = products
+        cells |= at_rates({f"compare products of {depth}": products}, rates)
         for strength in STRENGTHS:
             cells[f"compare decay on products of {depth}, {strength:g}"] = {**products, "weight_decay": strength}
     return cells
@@ -616,7 +618,7 @@ def compare_gain(outcomes: Outcomes) -> list[float]:
     products = [row for row in rows if "products" in row["way"]]
     penalties = [row for row in rows if row["way"] in REGULARISERS]
     if not products or not penalties:
-        raise Missing("compare plain")
+        raise Missing("compare plain, lr 0.05")
     one, other = (max(group, key=lambda row: row["validation"]) for group in (products, penalties))
     return [a - b for a, b in zip(one["tests"], other["tests"], strict=True)]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from low_rank.classification import spaced
+from low_rank.classification import TEST, spaced
 from low_rank.config import OptimizersConfig, RegressConfig, VolumeConfig
 from low_rank.optimizers import fit_to_target
 from low_rank.random_networks import Architecture, dominance, draw_weights, end_to_end, gram_ranks, product_ranks
@@ -45,7 +45,7 @@ LINES = 6  # singular values a draw that are kept of each look
 
 def inputs(data: str, images: int, root: Path | None, seed: int = 0) -> Tensor:
     """[N, D] test images in double precision, of mean 0 and deviation 1 over the training images."""
-    found = load(data, data_root(root), seed=seed)  # pyright: ignore[reportArgumentType]
+    found = load(data, data_root(root), seed=seed, test=TEST.get(data))  # pyright: ignore[reportArgumentType]
     both = torch.cat([found.x_test, found.x_train])
     if images > len(both):
         raise UserError("--images", images, f"at most the {len(both):,} of {data}")
