@@ -17,16 +17,20 @@ import pytest
 import torch
 
 from low_rank.classification import Classification, layer_weights, make_model, spaced
+from low_rank.cli import main
 from low_rank.config import TRAIN_PRESETS, TrainConfig
+from low_rank.models import gain
+from low_rank.names import ACTIVATIONS
 from low_rank.overparam import ExpandedLinear, collapse
 from low_rank.rank import effective_rank, gram_effective_rank
-from low_rank.train import measure, open_run, train
+from low_rank.train import chosen_by_test, differences, label, measure, open_run, train
 from shared.augment import normalise
 from shared.config import RunFailed, UserError
 from shared.elsewhere import elsewhere
 from shared.loop import Loop
 from shared.metrics import read_metrics
 
+pytestmark = pytest.mark.filterwarnings("ignore:capacity reduced")  # kernels of 3 x 3 twice are no matter here
 SMALL = replace(TRAIN_PRESETS["smoke"], device="cpu", quiet=True, eval_every=10, max_test=200)
 
 
@@ -182,6 +186,111 @@ def test_preserving_keeps_the_function_the_architecture_is_drawn_with() -> None:
     torch.testing.assert_close(kept(x), plain(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("authors", [False, True])
+def test_last_factors_have_the_gain_of_the_activation(activation: Any, authors: bool) -> None:
+    torch.manual_seed(0)
+    model: Any = make_model(TrainConfig(epochs=1, activation=activation, depth=2, authors_init=authors))
+    for layer, fed in ((model.linear1, gain(activation)), (model.linear2, gain(activation)),
+                       (model.classifier, gain(activation) if authors else 1.0)):  # fmt: skip
+        assert layer.gain == fed
+        first, last = (w.detach() for w in layer.weights)
+        assert float(last.std()) == pytest.approx(fed / math.sqrt(last.shape[1]), rel=0.15 if len(last) < 50 else 0.02)
+        assert float(first.std()) == pytest.approx(1 / math.sqrt(first.shape[1]), rel=0.15 if len(first) < 50 else 0.02)
+
+
+def test_products_of_too_many_factors_are_refused_before_training() -> None:
+    """One unit between three hundred factors: below what single precision can hold."""
+    with pytest.raises(UserError, match=r"(?s)--depth.*linear1.*fewer or wider factors"):
+        ran(width=2, expand_width=0.5, depth=300, steps=1)
+
+
+def test_titles_say_what_else_is_not_the_plain_network() -> None:
+    assert label(TrainConfig(epochs=1)) == "mlp on digits, all layers as products of 3"
+    norms = label(TrainConfig(epochs=1, factor_norm=True, factor_skips=(1, -1)))
+    assert norms.endswith("products of 3, normalised between, skips around 1, -1")
+    same, wider = (label(TrainConfig(epochs=1, model="cnn", depth=2, kernels=k)) for k in ((1, 3), (3, 3)))
+    assert same.endswith("kernels 1 x 3")
+    assert "kernels 3 x 3" in wider
+    assert "another capacity" in wider
+    assert chosen_by_test("best", TrainConfig(epochs=1))
+    assert not chosen_by_test("best", TrainConfig(epochs=1, validation=9))
+    assert not chosen_by_test("newest", TrainConfig(epochs=1))
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kept") / "run"
+    config = replace(SMALL, model="cnn-small", depth=2, kernels=(3, 3), max_train=100, steps=3, eval_every=1, keep=3,
+                     out=folder)  # fmt: skip
+    Loop(Classification(config), config, "low-rank").run()
+    return folder
+
+
+def test_the_plain_file_says_what_its_architecture_has_not(
+    kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "plain.pt"
+    assert main(["collapse", str(kept), "--out", str(out)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    saved = torch.load(out, weights_only=True)
+    assert saved["kernels"] == [3, 3]
+    assert set(saved["differs"]) == {"conv1.weight", "conv2.weight", "conv3.weight"}
+    assert saved["differs"]["conv1.weight"] == [32, 1, 5, 5]
+    assert "not a state dict of the architecture cnn-small" in text
+    assert "conv1.weight 32 x 1 x 5 x 5" in text
+    assert "another capacity" in text
+
+
+def test_a_plain_file_of_the_architecture_itself_has_no_differences() -> None:
+    config = replace(SMALL, model="cnn-small", depth=2, kernels=(1, 3))
+    assert differences(collapse(make_model(config)), config) == {}
+    normed = replace(config, factor_norm=True)
+    with pytest.warns(UserWarning, match="biases"):
+        found = differences(collapse(make_model(normed)), normed)
+    assert set(found) == {"conv1.bias", "conv2.bias", "conv3.bias"}
+
+
+def test_evaluations_show_ranks_at_first_beside_those_now(
+    kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "found.json"
+    assert main(["evaluate", str(kept), "--device", "cpu", "--out", str(out), "--which", "best"]) == 0
+    text = capsys.readouterr().out
+    flat = " ".join(text.replace("│", " ").replace("┃", " ").split())
+    assert "at first" in flat
+    assert "the best on the test set" in flat
+    found = json.loads(out.read_text())["metrics"]
+    task, _ = open_run(kept, "best", "cpu")
+    for when, ranks in (("at first", task.history.ranks[0]), ("now", task.history.ranks[-1])):
+        hidden = [rank for name, rank in ranks.items() if name != "classifier"]
+        assert found[f"rank of hidden weights, {when}"] == pytest.approx(sum(hidden) / len(hidden))
+
+
+def test_ranks_of_checkpoints_and_of_architectures_as_drawn(
+    kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def table(*words: str) -> list[list[str]]:
+        capsys.readouterr()
+        assert main(["ranks", *words]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if " x " in line and "│" in line]
+
+    newest, *earlier = sorted((kept / "checkpoints").glob("step-*.pt"), reverse=True)
+    assert table(str(newest)) == table(str(kept))
+    assert table(str(earlier[-1])) != table(str(kept))
+    assert [row[0] for row in table(str(newest))] == ["conv1", "conv2", "conv3", "fc1", "classifier"]
+    drawn = table("cnn-small", "--seed", "3")
+    assert [row[0] for row in drawn] == ["conv1", "conv2", "conv3", "fc1", "classifier"]
+    assert table("cnn-small", "--seed", "3") == drawn
+    assert table("cnn-small", "--seed", "4") != drawn
+    assert main(["ranks", "cnn-smal"]) == 2
+    assert "cnn-small" in capsys.readouterr().err
+    (tmp_path / "moved.pt").write_bytes(newest.read_bytes())
+    assert main(["ranks", str(tmp_path / "moved.pt")]) == 2
+    assert "in the folder of its run" in " ".join(capsys.readouterr().err.split())
+
+
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(folder)]
 
@@ -215,6 +324,9 @@ def test_what_cells_return_is_what_claims_read() -> None:
     values = measure(replace(SMALL, steps=4))
     assert set(values["hidden_ranks"]) == {"linear1", "linear2"}
     assert set(values["ranks"]) == {"linear1", "linear2", "classifier"}
+    assert set(values["hidden_ranks_at_first"]) == {"linear1", "linear2"}
+    assert all(values["ranks_at_first"][name] == rank for name, rank in values["hidden_ranks_at_first"].items())
+    assert values["hidden_ranks_at_first"] != values["hidden_ranks"]
     json.dumps(values)
 
 
@@ -240,6 +352,7 @@ def test_a_run_on_a_gpu_in_half_precision_learns(tmp_path: Path) -> None:
         ({"model": "mpl"}, "mlp"), ({"activation": "rellu"}, "relu"), ({"regulariser": "nuclar"}, "nuclear"),
         ({"depth": 0}, "--depth"), ({"kernels": (3,)}, "--kernels"), ({"factor_skips": (4,)}, "--factor-skips"),
         ({"mode": "weights", "factor_norm": True}, "--mode"), ({"strength": 1.0}, "--strength"),
+        ({"lr": math.inf}, "--lr"),
         ({"expand": "none", "factor_norm": True}, "--expand"), ({"expand_width": 0.0}, "--expand-width"),
     ],
 )  # fmt: skip

@@ -328,11 +328,13 @@ def test_ranks_of_a_run_and_of_a_file(run: Path, tmp_path: Path, capsys: pytest.
                         "0.2", "--steps", "100", "--depths", "1", "2", "--search", "3", "--cma", "1"],
          {"optimizers"}, ("search: networks without an error", "cma: networks without an error")),
         ("kernels", [*SMOKE[:4], "--steps", "2", "--width", "16", "--max-test", "64"],
-         {"kernels", "ordered", "accuracy"}, ("relu networks of width 16 on digits, 1 seeds",)),
+         {"kernels", "ordered", "accuracy", "depth"}, ("relu networks of width 16 on digits, 1 seeds",)),
+        ("kernels", [*SMOKE[:4], "--steps", "2", "--model", "cnn-small", "--channels", "0.2", "--max-train", "80",
+                     "--lrs", "0.01", "0.1"], {"kernels", "ordered", "accuracy"}, ("cnn-small on digits, 1 seeds",)),
         ("compare", [*SMOKE[:4], "--steps", "2", "--width", "16"], {"compare"},
          ("products of 2, decay", "nuclear", "plain")),
     ],
-    ids=["products", "features", "regress", "optimizers", "kernels", "compare"],
+    ids=["products", "features", "regress", "optimizers", "kernels", "cnn", "compare"],
 )  # fmt: skip
 def test_studies_write_and_replace_nothing_unasked(
     verb: str,
@@ -367,6 +369,22 @@ def test_studies_write_and_replace_nothing_unasked(
     assert main([verb, *flags, "--out", str(tmp_path / "file")]) == 2
     assert "a folder" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_optimisers_of_a_classification(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--problem", "classification", "--optimizers", "gd", "lbfgs", "--depths", "1", "2", "--draws", "2"]
+    flags += ["--width", "12", "--images", "8", "--loss", "0.3", "--steps", "200", "--cma", "1"]
+    assert main(["optimizers", *flags, "--out", str(tmp_path)]) == 0
+    assert "width 12, 8 images of digits 0 and 1: no training error, loss 0.3" in one_line(capsys.readouterr().out)
+    values = json.loads((tmp_path / "optimizers.json").read_text())
+    assert "rows" not in values, "no regression was asked for"
+    assert {row["optimizer"] for row in values["classified"]["rows"]} == {"gd", "lbfgs", "cma"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"classification.png"}
+
+
+def test_a_product_too_small_for_single_precision_trains_in_double(tmp_path: Path) -> None:
+    flags = ["--n", "8", "--samples", "5", "--draws", "2", "--steps", "2", "--depths", "300", "--gain", "0.5"]
+    assert main(["regress", *flags, "--device", "cpu", "--double", "--quiet", "--out", str(tmp_path)]) == 0
 
 
 def test_reproduce_smoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -472,19 +490,36 @@ def test_as_many_samples_as_dimensions_are_warned_of(tmp_path: Path) -> None:
         ("volume", ["--device", "cuda:77"], "--device"),
         ("regress", ["--rank", "5"], "a number in [1, 4]"),
         ("regress", ["--gain", "0"], "--gain"),
+        ("regress", ["--gain", "inf"], "--gain: got 'inf'; valid: a finite number"),
+        ("regress", ["--lr", "inf"], "--lr: got 'inf'; valid: a finite number"),
+        ("regress", ["--noise", "inf"], "--noise: got 'inf'; valid: a finite number"),
+        ("regress", ["--depths", "300", "--gain", "0.5"], "in double precision with --double"),
         ("regress", ["--depths", "2", "2"], "increasing numbers"),
         ("regress", ["--seed", str(2**64)], "--seed"),
         ("optimizers", ["--optimizers", "adam", "lbgfs"], "did you mean 'lbfgs'"),
         ("optimizers", ["--rank", "5"], "--rank"),
         ("optimizers", ["--target", "0"], "--target"),
         ("optimizers", ["--seed", "-1"], "--seed"),
-        ("kernels", ["--model", "cnn"], "--model"),
+        ("optimizers", ["--target", "inf"], "--target"),
+        ("optimizers", ["--loss", "inf"], "--loss"),
+        ("optimizers", ["--problem", "clasification"], "did you mean 'classification'"),
+        ("optimizers", ["--images", "7"], "--images"),
+        ("optimizers", ["--classes", "3", "3"], "two different labels"),
+        ("optimizers", ["--problem", "classification", "--cma", "1"], "smaller --width: 12"),
+        ("kernels", ["--model", "cnn", "--skips", "1"], "--skips"),
+        ("kernels", ["--model", "cnn", "--preset", "cpu", "--depths", "1", "2"], "--depths"),
+        ("kernels", ["--skips", "3"], "--skips"),
+        ("kernels", ["--lrs", "0.1", "0.1"], "every value once"),
+        ("kernels", ["--decays", "inf"], "--decays"),
+        ("kernels", ["--batches", "0"], "--batches"),
+        ("kernels", ["--noises", "1.1"], "--noises"),
         ("kernels", ["--linkage", "3"], "--linkage"),
         ("kernels", ["--linkage", "500", "--depths", "1", "--steps", "1"], "--linkage"),
         ("kernels", ["--depths", "4", "2"], "--depths"),
         ("compare", ["--validation", "0"], "--validation"),
         ("compare", ["--regularisers", "nuclera"], "did you mean 'nuclear'"),
         ("compare", ["--strengths", "0"], "--strengths"),
+        ("compare", ["--lrs", "inf"], "--lrs"),
         ("compare", ["--expansions", "1"], "--expansions"),
         ("compare", ["--weight-decay", "0.1"], "--weight-decay"),
     ],

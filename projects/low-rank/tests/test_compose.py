@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
+import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,6 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from low_rank.overparam.compose import (
+    LONG,
+    _cost,
+    _order,
     centre_pad,
     check_skips,
     collapse_graph,
@@ -75,6 +81,46 @@ def test_composition_is_associative(groups: int) -> None:
 @pytest.mark.parametrize("widths", [(2, 9, 9, 3), (9, 2, 2, 8), (3, 4, 30, 2)])
 def test_a_chain_is_the_same_from_either_end(widths: tuple[int, ...]) -> None:
     factors = [(normal(o, i, k, k), normal(o)) for i, o, k in zip(widths, widths[1:], (3, 1, 2), strict=False)]
+    check_chain(factors)
+
+
+def by_every_order(shapes: list[tuple[int, ...]]) -> int:
+    """The fewest multiplications of a chain of (o, i, k, k'), by trying everything."""
+    found = [0] if len(shapes) == 1 else []
+    for n, (one, two) in enumerate(pairwise(shapes)):
+        kernel = effective_kernel([one[2:], two[2:]])
+        first, second = math.prod(one[2:]), math.prod(two[2:])
+        taps = first * second if 1 in (first, second) else math.prod(kernel) * second
+        joined = (two[0], one[1], *kernel)
+        spent = two[0] * two[1] * one[1] * taps
+        found.append(spent + by_every_order([*shapes[:n], joined, *shapes[n + 2 :]]))
+    return min(found)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_products_are_taken_in_the_order_of_the_fewest_multiplications(seed: int) -> None:
+    draw = random.Random(seed)
+    nodes = [draw.choice((2, 3, 8, 20)) for _ in range(3 + seed // 2)]
+    shapes = [(o, i, k, k) for i, o in pairwise(nodes) for k in [draw.choice((1, 1, 2, 3))]]
+    spent, left = 0, list(range(len(shapes)))
+    for lower, upper in _order(tuple(shapes)):
+        end = min((n for n in left if n > upper), default=len(shapes)) - 1
+        spent += _cost(shapes, lower, upper - 1, end)
+        left.remove(upper)
+    assert left == [0]
+    assert spent == by_every_order(shapes)
+    check_chain([(normal(*shape), normal(shape[0])) for shape in shapes])
+
+
+@pytest.mark.parametrize("ends", [(2, 9), (9, 2)])
+def test_long_chains_are_taken_from_the_cheaper_end(ends: tuple[int, int]) -> None:
+    nodes = [ends[0], *[6] * LONG, ends[1]]
+    order = _order(tuple((o, i, 1, 1) for i, o in pairwise(nodes)))
+    assert order[0] == ((0, 1) if ends[0] < ends[1] else (LONG - 1, LONG))
+    check_chain([(normal(o, i, 1, 1), normal(o)) for i, o in pairwise(nodes)])
+
+
+def check_chain(factors: Any) -> None:
     expected = factors[0]
     for factor in factors[1:]:
         expected = compose_conv(*factor, *expected)
@@ -115,9 +161,9 @@ def test_skips_of_every_interval() -> None:
     assert skip_sources(5, [2, -1]) == {2: (0,), 4: (2,), 5: (0,)}
     assert skip_sources(3, [3, -1]) == {3: (0,)}, "one skip, said twice"
     assert skip_sources(3, ()) == {}
-    for wrong in (0, -2, 4):
+    for wrong in (0, -2, 4, None, "1", 1.0, [1.5], [True]):
         with pytest.raises(UserError, match="depth 3"):
-            skip_sources(3, wrong)
+            skip_sources(3, wrong)  # pyright: ignore
 
 
 def test_skips_over_every_factor_are_the_product_of_i_plus_w() -> None:

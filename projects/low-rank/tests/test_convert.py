@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from low_rank.overparam import ExpandedConv2d, ExpandedLinear, balanced_factors, collapse, overparameterize
+from low_rank.classification import layer_weights
+from low_rank.models import classifier_name
+from low_rank.overparam import Expanded, ExpandedConv2d, ExpandedLinear, balanced_factors, collapse, overparameterize
 from low_rank.overparam.compose import collapse_graph
 from shared.config import UserError
 
@@ -86,14 +88,17 @@ def test_preserved_factors_are_balanced() -> None:
     assert all(bool(w.any(1).all()) and bool(w.any(0).all()) for w in flat), "no hidden channel is dead"
 
 
-def test_preserve_on_a_torchvision_resnet() -> None:
+@pytest.mark.parametrize(("depth", "width"), [
+    (2, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((3, 2), (8, 1)))
+])  # fmt: skip
+def test_preserve_on_a_torchvision_resnet(depth: int, width: float) -> None:
     torchvision = pytest.importorskip("torchvision")
     torch.manual_seed(0)
     model = torchvision.models.resnet18(weights=None, num_classes=10).eval()
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.running_var, 0.5, 2)  # pyright: ignore
-    wide, report = overparameterize(model, 2, init="preserve")
+    wide, report = overparameterize(model, depth, width, init="preserve")
     plain = collapse(wide)
     assert not list(classes_of_ours(plain))
     assert not report.capacity_reduced
@@ -174,6 +179,13 @@ def test_a_layer_under_two_names_stays_one() -> None:
     assert len(report.rows) == 1
     x = torch.randn(2, 4)
     torch.testing.assert_close(wide(x), model(x))
+    for one, other in (("one", "same"), ("same", "one")):
+        with pytest.raises(UserError, match="layers to replace"):
+            overparameterize(model, exclude=[one])
+        named = overparameterize(model, include=other)[1].rows
+        assert [row.module for row in named] == [other]
+        with pytest.raises(UserError, match="layers to replace"):
+            overparameterize(model, include=other, exclude=one)
     plain: Any = collapse(wide)
     assert type(plain.one) is nn.Linear
     assert plain.one is plain.same
@@ -195,6 +207,141 @@ def test_the_output_layer_has_gain_one() -> None:
         assert abs(float(hidden.weights[1].detach().std()) * 300**0.5 - 2**0.5) < 0.03
         assert abs(float(output.weights[1].detach().std()) * 300**0.5 - gain) < 0.03
         assert abs(float(output.weights[0].detach().std()) * 300**0.5 - 1) < 0.03
+
+
+def test_the_gain_is_that_of_the_activation_that_follows() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(40, 200, 3), nn.Tanh(), nn.Flatten(), nn.Linear(300, 300), nn.Linear(300, 300))
+    for authors, output in ((False, 1.0), (True, 0.3)):
+        wide: Any = overparameterize(model, 2, gain=0.3, authors_init=authors)[0]
+        for layer, fan, gain in ((wide[0], 200, 0.3), (wide[3], 300, 0.3), (wide[4], 300, output)):
+            assert float(layer.weights[1].detach().std()) * fan**0.5 == pytest.approx(gain, rel=0.03)
+            assert layer.gain == gain
+        assert float(wide[0].weights[0].detach().std()) * (9 * 200) ** 0.5 == pytest.approx(1, rel=0.03)
+
+
+def test_one_name_is_one_pattern() -> None:
+    model: Any = nn.ModuleDict({"first": nn.Linear(3, 3), "f": nn.Conv2d(3, 3, 1), "inner": nn.ModuleDict({
+        "first": nn.Linear(3, 3)})})  # fmt: skip
+
+    def replaced(**options: Any) -> list[str]:
+        return [row.module for row in overparameterize(model, **options)[1].rows]
+
+    assert replaced(include="first") == ["first"]
+    assert replaced(exclude="first") == ["f", "inner.first"]
+    assert replaced(include="*first", exclude="inner.*") == ["first"], "a star is any text, dots too"
+    assert replaced(kinds="conv") == ["f"]
+    for field in ("include", "exclude", "kinds"):
+        for wrong in (3, None, [3]):
+            with pytest.raises(UserError, match=f"{field}.*one name, or a list of names"):
+                overparameterize(model, **{field: wrong})
+
+
+@pytest.mark.parametrize("padding", ["valid", "same", 1, (2, 0)])
+@pytest.mark.parametrize("mode", ["zeros", "circular", "reflect"])
+def test_kernels_that_grow_keep_the_size_and_the_function(padding: Any, mode: Any) -> None:
+    torch.manual_seed(0)
+    for dilation, stride in ((1, 1), (2, 1), *([(1, 2)] if padding != "same" else [])):
+        model = nn.Sequential(nn.Conv2d(4, 4, 3, stride, padding, dilation, padding_mode=mode)).double()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # 3 x 3 twice cannot be any 5 x 5
+            reset, _ = overparameterize(model, 2, kernels=[3, 3])
+            kept, report = overparameterize(model, 2, kernels=[3, 3], init="preserve")
+        x = images()
+        expected = model(x)
+        assert report.rows[0].kernel_changed
+        assert reset(x).shape == expected.shape
+        for net in (kept, collapse(kept)):
+            torch.testing.assert_close(net(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_kernels_without_a_middle_are_not_embedded() -> None:
+    """2 x 2 has no middle in 4 x 4: what is kept would be moved by a pixel."""
+    model = nn.Sequential(nn.Conv2d(4, 4, 2, padding=1)).double()
+    with pytest.raises(UserError, match=r"layer '0': init.*odd kernels, one of which holds 2 x 2"):
+        overparameterize(model, 3, kernels=[2, 2, 2], width=4, init="preserve")
+    odd = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1)).double()
+    with pytest.raises(UserError, match="odd kernels"):
+        overparameterize(odd, 3, kernels=[3, 2, 2], width=9, init="preserve")
+
+
+def test_what_is_frozen_stays_so_both_ways() -> None:
+    model: Any = small()
+    model[0].weight.requires_grad_(False)
+    model[4].bias.requires_grad_(False)
+    model[6].requires_grad_(False)
+    plain = collapse(overparameterize(model, 3)[0])
+    asked = {name: parameter.requires_grad for name, parameter in plain.named_parameters()}
+    assert asked == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert (asked["0.weight"], asked["0.bias"], asked["4.weight"], asked["4.bias"]) == (False, True, True, False)
+
+
+HOOKS: dict[str, Any] = {
+    "forward": lambda layer: layer.register_forward_hook(lambda *_: None),
+    "forward pre": lambda layer: layer.register_forward_pre_hook(lambda *_: None),
+    "backward": lambda layer: layer.register_full_backward_hook(lambda *_: None),
+    "backward pre": lambda layer: layer.register_full_backward_pre_hook(lambda *_: None),
+    "state": lambda layer: layer.register_state_dict_post_hook(lambda *_: None),
+    "state pre": lambda layer: layer.register_state_dict_pre_hook(lambda *_: None),
+    "load": lambda layer: layer.register_load_state_dict_post_hook(lambda *_: None),
+    "load pre": lambda layer: layer.register_load_state_dict_pre_hook(lambda *_: None),
+    "parameter": lambda layer: next(layer.parameters()).register_hook(lambda _: None),
+    "accumulation": lambda layer: next(layer.parameters()).register_post_accumulate_grad_hook(lambda _: None),
+}
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_hooks_are_refused_both_ways(kind: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    wide, _ = overparameterize(model, 2, batch_norm=True)
+    for layer in (model[0], wide[0]):  # pyright: ignore
+        handle = HOOKS[kind](layer)
+        with pytest.raises(UserError, match=r"layer '0'.*hooks, which would be lost"):
+            (overparameterize if layer is model[0] else collapse)(model if layer is model[0] else wide)
+        handle.remove()
+    overparameterize(model, 2)
+    collapse(wide)
+    inner: Any = wide
+    handle = inner[0].norms[1].register_forward_hook(lambda *_: None)
+    with pytest.raises(UserError, match="hooks"):
+        collapse(wide)
+    handle.remove()
+    collapse(wide)
+
+
+class LowRank(Expanded):
+    """What somebody else may write beside ours: U V, of rank one, and a scale."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.in_features = 3
+        self.down, self.up = nn.Linear(3, 1, bias=False), nn.Linear(1, 2)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def composed(self) -> Any:
+        return self.scale * self.up.weight @ self.down.weight, self.up.bias
+
+    def collapsed(self) -> nn.Linear:
+        plain = nn.Linear(3, 2)
+        weight, bias = self.composed()
+        plain.load_state_dict({"weight": weight, "bias": bias})
+        return plain
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * nn.functional.linear(self.down(x), self.up.weight) + self.up.bias
+
+
+def test_layers_of_other_kinds_collapse_and_have_weights() -> None:
+    for model, name in ((nn.Sequential(nn.ReLU(), LowRank()), "1"), (LowRank(), "")):
+        plain = collapse(copy.deepcopy(model))
+        x = torch.randn(4, 3)
+        torch.testing.assert_close(plain(x), model(x))
+        assert not list(classes_of_ours(plain))
+        assert type(plain.get_submodule(name)) is nn.Linear
+        weights = layer_weights(model)
+        assert list(weights) == [name], "its parts are none of the network's layers"
+        assert int(torch.linalg.matrix_rank(weights[name])) == 1
+        assert classifier_name(model) == name
 
 
 def test_kinds_patterns_and_frozen_layers() -> None:
@@ -268,8 +415,14 @@ def test_a_transformers_feed_forward_layers() -> None:
     x = torch.randn(2, 5, 8)
     with torch.no_grad():
         torch.testing.assert_close(wide(x), block(x), rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match=r"self_attn\.out_proj.*NonDynamicallyQuantizableLinear"):
+    with pytest.raises(UserError, match=r"(?s)self_attn\.out_proj.*NonDynamicallyQuantizableLinear.*exclude="):
         overparameterize(block)
+    stack = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+    with pytest.raises(UserError) as refusal:
+        overparameterize(stack, 2)
+    names = ["layers.0.self_attn.out_proj", "layers.1.self_attn.out_proj"]
+    assert f"exclude={names}" in refusal.value.hint
+    assert len(overparameterize(stack, 2, exclude=names)[1].rows) == 4
 
 
 def test_layers_that_cannot_be_replaced_are_named() -> None:
@@ -303,15 +456,34 @@ def test_layers_that_cannot_be_replaced_are_named() -> None:
     ({"include": ["7"]}, "layer pattern"),
     ({"batch_norm": True, "mode": "weights"}, "layer '0': mode"),
     ({"on_mismatch": "ignore"}, "on_mismatch"),
+    *(({"depth": d}, "depth.*whole number") for d in (2.5, "2", None, True)),
+    *(({"width": w}, "width") for w in (float("inf"), float("nan"), "1", None)),
+    *(({"gain": g}, "gain") for g in (-1, float("inf"), "relu", None)),
+    *(({"depth": 3, "kernels": k}, "kernels") for k in (3, [(3, 3), 1, 1], [3.0, 1, 1], "311")),
+    *(({"residual": r}, "residual") for r in (None, "1", [1.5], 1.0)),
 ])  # fmt: skip
 def test_wrong_options_are_refused(options: dict[str, Any], match: str) -> None:
     with pytest.raises(UserError, match=match):
         overparameterize(nn.Sequential(nn.Linear(4, 4)), **options)
 
 
-def test_a_product_that_underflows_is_named() -> None:
+def test_preserving_needs_numbers() -> None:
+    for value in (float("nan"), float("inf")):
+        for name in ("1.weight", "1.bias"):
+            model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+            with torch.no_grad():
+                model.get_parameter(name).flatten()[2] = value
+            with pytest.raises(UserError, match=r"layer '1': init.*not finite"):
+                overparameterize(model, 2, init="preserve")
+
+
+def test_a_product_that_leaves_its_precision_is_named() -> None:
     wide, _ = overparameterize(nn.Sequential(nn.Linear(4, 4)), 8)
     for parameter in wide.parameters():
         nn.init.constant_(parameter, 1e-7)
-    with pytest.raises(UserError, match=r"layer '0'.*product of 8 factors"):
+    with pytest.raises(UserError, match=r"layer '0'.*product of 8 factors.*0 everywhere"):
+        collapse(wide)
+    for parameter in wide.parameters():
+        nn.init.constant_(parameter, 1e7)
+    with pytest.raises(UserError, match=r"layer '0'.*product of 8 factors.*not finite"):
         collapse(wide)

@@ -80,8 +80,10 @@ def regress_values(depth: int, train: float, test: float, rho: float) -> dict[st
     }  # fmt: skip
 
 
-def optimizer_values(name: str, first: float, last: float, reached: float = 1.0) -> dict[str, Any]:
-    rows = [{"optimizer": name, "depth": d, "reached": share, "rate": 0.1, "rho": rho, "test": 0.5, "steps": 7.0}
+def optimizer_values(name: str, first: float, last: float, reached: float = 1.0, rise: float = -0.01) -> dict[str, Any]:
+    """`rise`: what a layer adds to the rank before training, above that after it."""
+    rows = [{"optimizer": name, "depth": d, "reached": share, "rate": 0.1, "rho": rho, "rho_start": rho + rise * d,
+             "test": 0.5, "steps": 7.0}
             for d, rho, share in ((1, first, 1.0), (8, last, reached))]  # fmt: skip
     return {"rows": rows}
 
@@ -140,7 +142,7 @@ def values(good: bool) -> dict[str, list[dict[str, Any]]]:
     }  # fmt: skip
     for d, rho in zip(SEARCHED, either([1.9, 1.5, 1.1, 0.9], [1.9, 1.95, 1.6, 1.2]), strict=True):
         found[f"search d={d}"] = search_values(d, rho)
-    tests = dict(zip(REGRESSED, [1.0, 0.2, 0.8, 0.9, either(0.6, 0.8), 0.9, 0.1, 0.2], strict=True))
+    tests = dict(zip(REGRESSED, [1.0, 0.2, 0.8, 0.9, either(0.6, 0.8), 0.9, 0.1, either(0.2, 0.05)], strict=True))
     for place, d in enumerate(REGRESSED):
         train = either(5e-5, 5e-4) if d == 12 else 1e-5
         rho = 2.5 - 0.1 * place + (0.0 if good or d != 8 else 0.15)
@@ -149,7 +151,8 @@ def values(good: bool) -> dict[str, list[dict[str, Any]]]:
     found["regress r=32 d=16"] = regress_values(16, either(1e-3, 5e-5), 0.5, 2.7)
     for name in OPTIMISERS:
         drop = either(0.6, 0.4) if name == "rmsprop" else 0.9
-        found[f"optimizer {name}"] = optimizer_values(name, 2.0, 2.0 - drop)
+        for kind in ("optimizer", "classify"):
+            found[f"{kind} {name}"] = optimizer_values(name, 2.0, 2.0 - drop, rise=either(-0.01, 0.2))
     seeds: dict[str, list[dict[str, Any]]] = {}
     for data in ("digits", "mnist5k"):
         seeds[f"{data} plain"] = [network_values(0.9, 1.0, 4.0 + s, 3.0) for s in range(3)]
@@ -205,6 +208,8 @@ def test_quantities_on_known_numbers() -> None:
         "search-step": [0.2], "search-drop": [1.0],
         "regress-ratio": [0.6],  # depth 2 and 12 do better and do not count
         "regress-train": [5e-5], "regress-rank-step": [0.1], "regress-full-ratio": [1000.0], "optimizers-drop": [0.6],
+        "regress-too-deep": [2.0], "optimizers-start-drop": [0.97], "classify-drop": [0.6],
+        "classify-start-drop": [0.97],
         "expanded-least-drop": [0.2] * 3, "expanded-mean-drop": [0.4] * 3, "expanded-mnist-least": [0.2] * 3,
         "expanded-mnist-mean": [0.4] * 3, "expanded-learned": [0.3] * 3, "expanded-mnist-learned": [0.3] * 3,
         "kernels-drop": [0.7] * 3, "compare-gain": [0.02] * 3,
@@ -240,7 +245,7 @@ def test_points_without_enough_draws_carry_no_verdict() -> None:
     few["search d=4"] = [search_values(4, 1.1, kept=30)]
     assert LowRankStudy().quantities()["search-step"](recorded(few)) == pytest.approx([0.2])
     few["optimizer gd"] = [optimizer_values("gd", 2.0, 0.5, reached=0.4)]
-    assert optimizer_drop(recorded(few), "gd") == -math.inf
+    assert optimizer_drop(recorded(few), "optimizer gd") == -math.inf
     assert LowRankStudy().quantities()["optimizers-drop"](recorded(few)) == [-math.inf]
 
 
@@ -251,8 +256,8 @@ def test_variants_and_strengths_are_chosen_on_held_out_images() -> None:
         chosen_variant(recorded({"gpu plain": [network_values(0.8, 0.9, 1.0)]}))
     rows = {row["way"]: row for row in compared(outcomes)}
     assert {way: row.get("setting") for way, row in rows.items()} == {
-        "plain": "lr 0.05", "nuclear": "1e-06", "products of 2": "lr 0.05", "decay on products of 2": "0.001", "l1": "0.0001",
-        "stable-rank": None,
+        "plain": "lr 0.05", "nuclear": "1e-06", "products of 2": "lr 0.05", "decay on products of 2": "0.001",
+        "l1": "0.0001", "stable-rank": None,
     }  # fmt: skip
     assert {way: row["diverged"] for way, row in rows.items() if row["diverged"]} == {"l1": 1, "stable-rank": 1}
     assert rows["nuclear"]["tests"] == pytest.approx([0.78, 0.79, 0.80])
@@ -360,19 +365,20 @@ def test_a_field_that_is_none_is_refused() -> None:
 def test_tables_are_made_of_outcomes() -> None:
     study = LowRankStudy()
     tables = study.tables(recorded({n: v for n, v in values(True).items() if not n.startswith("train ")}))
-    assert len(tables) == 7
+    assert len(tables) == 8
     for columns, rows in tables.values():
         assert rows
         assert all(len(row) == len(columns) for row in rows)
-    networks, regression, optimisers, search, kernels, penalties, trained = tables.values()
+    networks, regression, optimisers, classifiers, search, kernels, penalties, trained = tables.values()
     assert networks[0] == ("networks", "1", "2", "4", "8", "16")
     assert ("relu", 2.0, 1.5, 1.1, 0.7, 0.4) in networks[1]
     names = [row[0] for row in regression[1]]
     assert names[: len(REGRESSED)] == [f"r=2 d={d}" for d in REGRESSED]  # by number: 12 after 8
     assert names[-4:] == ["r=2 least norm", "r=2 truth", "r=32 least norm", "r=32 truth"]
     assert [row[:2] for row in optimisers[1]] == [(name, d) for name in sorted(OPTIMISERS) for d in (1, 8)]
+    assert [row[:2] for row in classifiers[1]] == [row[:2] for row in optimisers[1]]
     assert [row[0] for row in search[1]] == list(SEARCHED)
-    assert [row[0] for row in kernels[1]] == list(DEPTHS)
+    assert [row[0] for row in kernels[1]] == [f"d={d}" for d in DEPTHS]
     assert kernels[1][0][1:5] == pytest.approx((0.9, 1.0, 2.5, 2.0))
     assert [row[:2] for row in penalties[1]][:3] == [("plain", 1), ("nuclear", 3), ("products of 2", 2)]
     assert [row[2] for row in penalties[1]][:3] == ["lr 0.05", "1e-06", "lr 0.05"]
@@ -388,7 +394,7 @@ def test_figures_are_drawn_from_outcomes(tmp_path: Path) -> None:
     with png_only():
         made = study.figures(recorded({n: v for n, v in values(True).items() if not n.startswith("train ")}), tmp_path)
     assert {path.stem for path in made} == {
-        "products", "relu", "fashion", "exceptions", "regression", "trajectories", "optimizers", "search",
+        "products", "relu", "fashion", "exceptions", "regression", "trajectories", "optimizers", "classification", "search",
         "kernels", "ordered", "accuracy", "compare", "digits-spectra", "mnist5k-spectra",
         "cifar-spectra", "gpu-spectra",
     }  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from low_rank.overparam.layers import Expanded, ExpandedConv2d, ExpandedLinear
+from low_rank.overparam import Expanded, ExpandedConv2d, ExpandedLinear
 from shared.config import UserError
 
 KERNELS: list[tuple[Any, int]] = [
@@ -38,15 +38,20 @@ def unsettled(layer: Any) -> Any:
     return layer
 
 
-def check_equivalence(layer: Any, x: torch.Tensor) -> None:
+def check_equivalence(layer: Any, x: torch.Tensor, places: Any = ()) -> None:
+    """Factors in turn, their product and the plain layer; for convolutions with other (stride, padding) too."""
     layer = unsettled(layer).eval()
     with torch.no_grad():
-        expected = layer.expanded(x)
-        torch.testing.assert_close(layer(x), expected, **EXACT)
         plain = layer.collapsed()
         assert type(plain) in (nn.Linear, nn.Conv2d)
-        scale = max(1.0, float(expected.abs().max()))
-        assert float((plain(x) - expected).abs().max()) <= 1e-10 * scale
+        for place in places or (None,):
+            if place is not None:
+                layer.stride, layer.padding = plain.stride, plain.padding = [(each, each) for each in place]
+            expected = layer.expanded(x)
+            scale = max(1.0, float(expected.abs().max()))
+            for other in (layer(x), plain(x)):
+                assert other.shape == expected.shape
+                assert float((other - expected).abs().max()) <= 1e-10 * scale, (layer, place)
 
 
 def refused(intervals: Any, depth: int, inputs: int, width: float, kernels: Any) -> bool:
@@ -63,21 +68,22 @@ def refused(intervals: Any, depth: int, inputs: int, width: float, kernels: Any)
 @pytest.mark.parametrize(("kernels", "depth"), KERNELS)
 def test_expanded_convolutions_are_collapsed_ones(kernels: Any, depth: int) -> None:
     torch.manual_seed(0)
-    images = {inputs: normal(2, inputs, 9, 10) for inputs in (3, 4)}
-    cases = itertools.product((3, 4), (1, 2), (0, 1, 2), (0.5, 1, 4), (True, False), (True, False), RESIDUALS)
+    images = {inputs: normal(1, inputs, 8, 9) for inputs in (3, 4)}
+    places = [*itertools.product((1, 2), (0, 1, 2))]
+    cases = itertools.product((3, 4), (0.5, 1, 4), (True, False), (True, False), RESIDUALS)
     ran = 0
-    for inputs, stride, padding, width, bias, batch_norm, residual in cases:
+    for inputs, width, bias, batch_norm, residual in cases:
         options: dict[str, Any] = {
             "bias": bias, "batch_norm": batch_norm, "residual_intervals": residual, "dtype": torch.float64,
         }  # fmt: skip
         if refused(residual, depth, inputs, width, kernels):
             with pytest.raises(UserError, match="residual_intervals"):
-                ExpandedConv2d(inputs, 4, kernels, depth, width, stride, padding, **options)
+                ExpandedConv2d(inputs, 4, kernels, depth, width, **options)
             continue
-        if residual != () and bias == batch_norm:
-            continue  # both are seen without skips
-        check_equivalence(ExpandedConv2d(inputs, 4, kernels, depth, width, stride, padding, **options), images[inputs])
-        ran += 1
+        layer = ExpandedConv2d(inputs, 4, kernels, depth, width, 2, 1, **options)
+        assert (layer.stride, layer.padding) == ((2, 2), (1, 1))
+        check_equivalence(layer, images[inputs], places)
+        ran += len(places)
     assert ran >= 144
 
 
@@ -154,27 +160,43 @@ def test_padding_in_every_factor_would_differ_at_the_border_only() -> None:
     assert float(difference.max()) > 1e-2
 
 
-@pytest.mark.parametrize("residual", [(), 1, [1, -1]])
-@pytest.mark.parametrize("make", [
-    lambda mode, r: ExpandedLinear(4, 4, 3, residual_intervals=r, mode=mode),
-    lambda mode, r: ExpandedConv2d(4, 4, [3, 1, 3], stride=2, padding=1, residual_intervals=r, mode=mode),
-    lambda mode, r: ExpandedConv2d(4, 4, [1, 3], dilation=2, groups=2, padding=2, residual_intervals=r, mode=mode),
-])  # fmt: skip
-def test_both_modes_have_the_same_gradients(make: Any, residual: Any) -> None:
-    one, other = make("weights", residual).double(), make("activations", residual).double()
-    other.load_state_dict(one.state_dict())
-    assert (one.mode, other.mode) == ("weights", "activations")
-    x = normal(3, 4) if isinstance(one, ExpandedLinear) else normal(2, 4, 9, 9)
-    inputs = [x.clone().requires_grad_() for _ in range(2)]
-    outputs = [layer(each) for layer, each in zip((one, other), inputs, strict=True)]
-    torch.testing.assert_close(outputs[0], outputs[1], **EXACT)
-    weights = normal(*outputs[0].shape)
-    for output in outputs:
-        (output * weights).sum().backward()
-    torch.testing.assert_close(inputs[0].grad, inputs[1].grad, **EXACT)
-    for (name, a), b in zip(one.named_parameters(), other.parameters(), strict=True):
-        assert a.grad is not None, name
-        torch.testing.assert_close(a.grad, b.grad, **EXACT)
+WIDTHS = (0.5, 1, 4)
+SHARED: dict[str, Any] = {  # depth, residual intervals and width to a layer of 4 inputs and outputs
+    **{f"linear {d}": (d, 1, lambda mode, w, r, d=d: ExpandedLinear(4, 4, d, w, residual_intervals=r, mode=mode))
+       for d in (1, 2, 3, 8)},
+    **{f"conv {d}": (d, 3, lambda mode, w, r, d=d: ExpandedConv2d(
+        4, 4, 3, d, w, 2, 1, residual_intervals=r, mode=mode)) for d in (1, 2, 3, 8)},
+    "wide twice": (3, [3, 1, 3], lambda mode, w, r: ExpandedConv2d(
+        4, 4, [3, 1, 3], None, w, 2, 1, residual_intervals=r, mode=mode)),
+    "even": (2, 2, lambda mode, w, r: ExpandedConv2d(4, 4, [2, 1], None, w, 1, 1, residual_intervals=r, mode=mode)),
+    "groups": (2, [1, 3], lambda mode, w, r: ExpandedConv2d(
+        4, 4, [1, 3], None, w, 1, 2, 2, 1 if w == 0.5 else 2, residual_intervals=r, mode=mode)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SHARED)
+@pytest.mark.parametrize("residual", [(), 1, -1, [1, -1]])
+def test_both_modes_have_the_same_gradients(case: str, residual: Any) -> None:
+    torch.manual_seed(0)
+    depth, kernels, make = SHARED[case]
+    for width in WIDTHS:
+        if refused(residual, depth, 4, width, kernels):
+            continue
+        one, other = make("weights", width, residual).double(), make("activations", width, residual).double()
+        other.load_state_dict(one.state_dict())
+        assert (one.mode, other.mode) == ("weights", "activations")
+        x = normal(3, 4) if isinstance(one, ExpandedLinear) else normal(2, 4, 9, 9)
+        inputs = [x.clone().requires_grad_() for _ in range(2)]
+        outputs = [layer(each) for layer, each in zip((one, other), inputs, strict=True)]
+        scale = max(1.0, float(outputs[0].detach().abs().max()))
+        torch.testing.assert_close(outputs[0] / scale, outputs[1] / scale, **EXACT)
+        weights = normal(*outputs[0].shape) / scale
+        for output in outputs:
+            (output * weights).sum().backward()
+        torch.testing.assert_close(inputs[0].grad, inputs[1].grad, **EXACT)
+        for (name, a), b in zip(one.named_parameters(), other.parameters(), strict=True):
+            assert a.grad is not None, name
+            torch.testing.assert_close(a.grad, b.grad, **EXACT)
 
 
 @pytest.mark.parametrize("mode", ["weights", "activations"])
@@ -280,11 +302,131 @@ def test_the_product_is_kept_until_a_factor_changes(monkeypatch: pytest.MonkeyPa
     seen(swapped_data)
     seen(epsilon)
 
-    def behind_the_counter() -> None:
-        layer.weights[1].data.mul_(2)
-        layer.eval()
+    def behind_the_counter(name: str, change: Any) -> None:
+        getattr(layer.get_parameter(name).data, change[0])(*change[1:])
 
-    seen(behind_the_counter)
+    seen(lambda: behind_the_counter("weights.1", ("mul_", 2)))
+    seen(lambda: behind_the_counter("weights.0", ("neg_",)))
+    seen(lambda: behind_the_counter("weights.0", ("copy_", layer.weights[0].detach().flip(0).clone())))
+    seen(lambda: behind_the_counter("weights.0", ("index_fill_", 0, torch.tensor(1), 0.25)))
+    seen(lambda: behind_the_counter("biases.1", ("add_", 0.5)))
+    seen(lambda: behind_the_counter("norms.0.weight", ("mul_", 2)))
+
+    def statistics_by_function() -> None:
+        norm: Any = layer.norms[0]
+        F.batch_norm(normal(2, 3, 4, 4) + 3, norm.running_mean, norm.running_var, training=True)
+
+    seen(statistics_by_function)
+
+
+def fused(layer: nn.Module) -> torch.optim.Optimizer:
+    """Its kernels write parameters without counting."""
+    return torch.optim.Adam(layer.parameters(), 0.1, fused=True)
+
+
+def trained_then_looked_at(layer: Any, x: torch.Tensor, step: Any) -> None:
+    layer.train()
+    layer(x).square().sum().backward()
+    layer.eval()
+    look(layer, x)
+    step()
+
+
+def looked_at_between(layer: Any, x: torch.Tensor, step: Any) -> None:
+    layer.eval()
+    look(layer, x)
+    layer.expanded(x).square().sum().backward()
+    step()
+
+
+def composed_by_hand(layer: Any, x: torch.Tensor, step: Any) -> None:
+    layer.eval()
+    look(layer, x)
+    layer.composed()[0].square().sum().backward()
+    step()
+
+
+def gradients_given(layer: Any, x: torch.Tensor, step: Any) -> None:
+    layer.eval()
+    look(layer, x)
+    for parameter in layer.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    step()
+
+
+def look(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return layer(x)
+
+
+@pytest.mark.parametrize("emptied", [True, False], ids=["gradients emptied", "gradients left"])
+@pytest.mark.parametrize("way", [trained_then_looked_at, looked_at_between, composed_by_hand, gradients_given])
+def test_a_step_that_nobody_counts_is_seen(way: Any, emptied: bool) -> None:
+    torch.manual_seed(0)
+    for layer, x in ((ExpandedLinear(3, 4, 3), torch.randn(5, 3)), (ExpandedConv2d(3, 4, 3), torch.randn(2, 3, 5, 5))):
+        optimizer = fused(layer)
+
+        def step(optimizer: torch.optim.Optimizer = optimizer) -> None:
+            optimizer.step()
+            if emptied:
+                optimizer.zero_grad()
+
+        before = look(layer, x)
+        way(layer, x, step)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), layer.expanded(x), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(look(layer, x), before)
+
+
+def test_steps_of_losses_that_keep_sums_and_norms_are_seen() -> None:
+    """A cross entropy keeps the sum over classes of the last weights, a normalisation their norm."""
+    layer = ExpandedLinear(4, 3, 2, bias=False).eval()
+    x = torch.randn(6, 4)
+    for loss in (
+        lambda: F.cross_entropy(layer(x), torch.tensor([0, 1, 2, 0, 1, 2])),
+        lambda: F.normalize(layer.composed()[0].flatten(), dim=0)[0],
+    ):
+        optimizer = torch.optim.SGD(layer.parameters(), 1e-4, fused=True)
+        for _ in range(3):
+            before = look(layer, x)
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+            with torch.no_grad():
+                torch.testing.assert_close(layer(x), layer.expanded(x), rtol=1e-6, atol=1e-6)
+            assert not torch.equal(look(layer, x), before)
+
+
+def test_writing_what_the_layer_shows_changes_nothing() -> None:
+    layer = ExpandedLinear(3, 3, batch_norm=True).eval()
+    x = torch.randn(2, 3)
+    expected = look(layer, x)
+    with torch.no_grad():
+        assert layer.bias is not None
+        layer.weight.zero_()
+        layer.bias.zero_()
+    assert torch.equal(look(layer, x), expected)
+    alone = ExpandedLinear(3, 3, 1)
+    with torch.no_grad():
+        alone.weight.zero_()
+        alone.collapsed().weight.zero_()
+    assert bool(alone.weights[0].any())
+
+
+def test_factors_can_be_swapped() -> None:
+    layer = ExpandedLinear(3, 3).eval()
+    x = torch.randn(2, 3)
+    look(layer, x)
+    torch.utils.swap_tensors(layer.weights[0], nn.Parameter(torch.randn(3, 3)))
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), layer.expanded(x))
+
+
+def test_looking_uses_no_random_numbers() -> None:
+    layer = ExpandedLinear(3, 3).eval()
+    state = torch.get_rng_state()
+    look(layer, torch.ones(2, 3))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_evaluation_with_gradients_reaches_every_factor() -> None:
@@ -353,6 +495,26 @@ def test_expanded_layers_can_be_exported(mode: Any) -> None:
     x = torch.randn(1, 2, 5, 5)
     program = torch.export.export(layer, (x,))
     torch.testing.assert_close(program.module()(x), layer(x))
+    assert any(node.op == "placeholder" and "weights" in node.name for node in program.graph.nodes)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_what_is_compiled_or_traced_reads_the_factors_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = ExpandedLinear(3, 3).eval()
+    x = torch.randn(2, 3)
+    look(layer, x)
+    with torch.no_grad():
+        traced: Any = torch.jit.trace(layer, (x,))
+        layer.weights[0].mul_(2)
+        torch.testing.assert_close(traced(x), layer.expanded(x))
+        look(layer, x)
+        calls = composes(layer, monkeypatch)
+        layer(x)
+        assert not calls
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        layer(x)
+        layer(x)
+    assert len(calls) == 2
 
 
 def test_autocast_does_not_round_the_product() -> None:
@@ -361,6 +523,40 @@ def test_autocast_does_not_round_the_product() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(layer.composed()[0], exact)
         assert layer(torch.randn(2, 16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_factors_of_half_precision_are_multiplied_in_single(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = ExpandedLinear(32, 32, 6, dtype=dtype)
+    exact = ExpandedLinear(32, 32, 6)
+    exact.load_state_dict(layer.state_dict())
+    for one, other in zip(layer.composed(), exact.composed(), strict=True):
+        assert one is not None
+        assert other is not None
+        assert one.dtype == dtype
+        assert torch.equal(one, other.to(dtype)), "rounded once, and not at each factor"
+    x = torch.randn(2, 32).to(dtype)
+    with torch.no_grad():
+        torch.testing.assert_close(layer.eval()(x), F.linear(x, *(each.to(dtype) for each in exact.composed())))  # pyright: ignore
+
+
+def test_a_collapsed_layer_asks_for_gradients_where_its_factors_do() -> None:
+    def asks(layer: Any) -> list[bool]:
+        return [parameter.requires_grad for parameter in layer.collapsed().parameters()]
+
+    layer = ExpandedConv2d(2, 3, 3, 3)
+    assert asks(layer) == [True, True]
+    layer.weights.requires_grad_(False)
+    assert asks(layer) == [False, True]
+    layer.biases.requires_grad_(False)
+    assert asks(layer) == [False, False]
+    layer.weights[1].requires_grad_()
+    assert asks(layer) == [True, False]
+    normed = ExpandedLinear(2, 3, batch_norm=True, bias=False).requires_grad_(False)
+    assert asks(normed) == [False, False]
+    normed.norms[0].bias.requires_grad_()  # pyright: ignore
+    assert asks(normed) == [False, True]
 
 
 # -- initial weights --------------------------------------------------------------------------------------------------
@@ -430,6 +626,22 @@ def test_a_seed_gives_the_same_factors() -> None:
     (lambda: ExpandedConv2d(4, 4, [2, 2], dilation=2, residual_intervals=1), "kernel of 2 x 2"),
     (lambda: ExpandedLinear(4, 4, 2, residual_intervals=3), "1 to the depth 2"),
     (lambda: ExpandedLinear(4, 4, batch_norm=True, mode="weights"), "no one kernel"),
+    *((lambda d=d: ExpandedLinear(3, 4, d), "depth.*a whole number >= 1") for d in (2.5, 2.0, "2", None, True)),
+    *((lambda d=d: ExpandedConv2d(3, 4, 3, d), "depth.*a whole number >= 1") for d in (2.5, "2", True)),
+    *((lambda w=w: ExpandedLinear(3, 4, 2, w), "width") for w in (float("inf"), float("nan"), "2", None, True)),
+    (lambda: ExpandedLinear(3.0, 4), "in_features.*whole"),  # pyright: ignore
+    (lambda: ExpandedLinear(3, 4.0), "out_features.*whole"),  # pyright: ignore
+    (lambda: ExpandedConv2d("3", 4, 3), "in_channels.*whole"),  # pyright: ignore
+    (lambda: ExpandedConv2d(3, None, 3), "out_channels.*whole"),  # pyright: ignore
+    *((lambda k=k: ExpandedConv2d(3, 4, k), "kernel_sizes") for k in (3.0, None, "33", True, [3.0, 1], [(3,), 1])),
+    (lambda: ExpandedConv2d(3, 4, 3, stride=1.5), "stride.*whole"),  # pyright: ignore
+    (lambda: ExpandedConv2d(3, 4, 3, stride=None), "stride"),  # pyright: ignore
+    *((lambda p=p: ExpandedConv2d(3, 4, 3, padding=p), "padding.*whole") for p in (1.0, None, (1, 2, 3))),
+    (lambda: ExpandedConv2d(3, 4, 3, dilation=2.0), "dilation.*whole"),  # pyright: ignore
+    (lambda: ExpandedConv2d(4, 4, 3, groups=2.0), "groups.*whole"),  # pyright: ignore
+    *((lambda g=g: ExpandedLinear(3, 4, gain=g), "gain") for g in (-1, float("inf"), float("nan"), None, "relu")),
+    *((lambda r=r: ExpandedLinear(4, 4, residual_intervals=r), "residual_intervals.*1 to the depth 2")
+      for r in (None, "1", [1.5], 1.0, [True])),
     (lambda: ExpandedLinear(4, 4, mode="weight"), "did you mean 'weights'"),  # pyright: ignore
     (lambda: ExpandedLinear(4, 4, batch_norm=True)(torch.randn(1, 4)), "more than one value per channel"),
     (lambda: ExpandedConv2d(4, 4, 3, batch_norm=True)(torch.randn(1, 4, 3, 3)), "more than one value per channel"),
@@ -458,3 +670,37 @@ def test_a_product_that_underflows_is_named() -> None:
     assert bool(layer.double().collapsed().weight.any())
     nn.init.zeros_(layer.weights[0])
     assert not bool(layer.collapsed().weight.any()), "a factor of zeros is no accident"
+
+
+def test_half_precision_that_cannot_hold_the_product_says_so() -> None:
+    """Once, at the first product; zeros would train no further, and infinity to nothing."""
+    x = torch.ones(2, 8, dtype=torch.float16)
+    for value, words in ((1e-2, "0 everywhere, in float16"), (1e2, "not finite, in float16")):
+        for mode in ("weights", "activations"):
+            layer = ExpandedLinear(8, 8, 8, bias=False, mode=mode, dtype=torch.float16)
+            for weight in layer.weights:
+                nn.init.constant_(weight, value)
+            with pytest.raises(UserError, match=f"(?s)product of 8 factors.*{words}.*float64"):
+                layer.eval()(x)
+            with pytest.raises(UserError, match=words):
+                layer.collapsed()
+            if mode == "weights":
+                with pytest.raises(UserError, match=words):
+                    layer.train()(x)
+    assert bool(layer.double().collapsed().weight.isfinite().all())
+    broken = ExpandedLinear(2, 2)
+    nn.init.constant_(broken.weights[0], float("nan"))
+    assert bool(broken.collapsed().weight.isnan().any()), "what was broken before stays so"
+
+
+def test_the_product_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = ExpandedLinear(3, 3)
+    looks: list[int] = []
+    original = layer._check_product
+    monkeypatch.setattr(layer, "_check_product", lambda *given: looks.append(1) or original(*given))
+    for _ in range(3):
+        layer(torch.randn(2, 3)).sum().backward()
+    look(layer.eval(), torch.randn(2, 3))
+    assert len(looks) == 1
+    layer.half().float()(torch.randn(2, 3))
+    assert len(looks) == 2

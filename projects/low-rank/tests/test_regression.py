@@ -127,6 +127,7 @@ def test_draws_do_not_meet(depth: int) -> None:
     assert together.steps.tolist() == [0, 20, 40, 60]
     torch.testing.assert_close(together.singular_values[0], torch.linalg.svdvals(product(ws)))
     torch.testing.assert_close(together.singular_values[-1], torch.linalg.svdvals(together.P))
+    torch.testing.assert_close(together.rho_start, effective_rank(product(ws)))
 
 
 def test_the_step_at_which_a_draw_has_fitted_is_the_first_below() -> None:
@@ -169,6 +170,30 @@ def test_what_cannot_be_is_refused() -> None:
         draw_problem(4, 1, 4, 1, generator())
     with pytest.raises(RunFailed, match="depth 6 is not finite at step"):
         regress(draw_problem(4, 1, 2, 1, generator(), new=2), 6, generator(), steps=300, lr=1e6, gain=30)
+
+
+def test_a_product_that_vanishes_is_refused_and_trains_in_double_precision() -> None:
+    problem = draw_problem(8, 2, 5, 2, generator(), new=2)
+    with pytest.raises(UserError, match=r"--depths: got '300'.*float32 \(2 of 2 did\)\n.*--gain.*0\.5.*--double"):
+        regress(problem, 300, generator(), steps=2, gain=0.5)
+    fit = regress(problem, 300, generator(), steps=2, gain=0.5, dtype=torch.float64)
+    assert bool((fit.rho_start > 0).all() & fit.P.any())
+    with pytest.raises(UserError, match=r"in float64 \(2 of 2 did\)\nRaise --gain, which is 1e-05\.$"):
+        regress(problem, 300, generator(), steps=2, gain=1e-5, dtype=torch.float64)
+
+
+def test_infinite_numbers_are_refused() -> None:
+    with pytest.raises(UserError, match="--noise"):
+        draw_problem(4, 1, 2, 1, generator(), noise=math.inf)
+    problem = draw_problem(4, 1, 2, 1, generator(), new=2)
+    with pytest.raises(UserError, match="--gain"):
+        regress(problem, 1, generator(), gain=math.inf)
+    with pytest.raises(UserError, match="--lr"):
+        regress(problem, 1, generator(), lr=math.inf)
+
+
+def test_the_fit_of_least_norm_starts_nowhere() -> None:
+    assert bool(minimum_norm(draw_problem(4, 1, 2, 2, generator(), new=2)).rho_start.isnan().all())
 
 
 @pytest.mark.gpu

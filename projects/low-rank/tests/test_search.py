@@ -345,6 +345,18 @@ def test_cma_that_runs_out_says_so(data: TwoClass) -> None:
     assert found.loss == min(loss for _, loss, _ in found.history)
 
 
+def test_cma_begins_where_it_is_told(data: TwoClass) -> None:
+    tiny = small(data)
+    own = draw_classifiers(Architecture(12, 5, 2), 3, seeded(9))[1:2]
+    before = own.readout.clone()
+    found = cma_search(tiny, 7, seeded(), width=99, step=1e-9, max_evaluations=20, target=0.0, start=own)
+    assert found.classifiers.net == own.net
+    torch.testing.assert_close(found.classifiers.weights.first, own.weights.first, rtol=0, atol=1e-6)
+    assert torch.equal(own.readout, before)
+    with pytest.raises(UserError, match=r"2,000.*width=32, depth=1"):
+        cma_search(data, 1, width=4, start=draw_classifiers(Architecture(64, 32, 1), 1, seeded()))
+
+
 def test_cma_with_variances_alone(data: TwoClass) -> None:
     assert cma_search(small(data), 2, seeded(), width=5, diagonal=True).reached
 

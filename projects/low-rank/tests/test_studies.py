@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from low_rank import studies, trained
+from low_rank import classification, studies, trained
+from low_rank.chosen import chosen, more_rates
 from low_rank.config import (
     COMPARE_PRESETS,
     KERNELS_PRESETS,
@@ -25,7 +26,8 @@ from low_rank.config import (
     TrainConfig,
     VolumeConfig,
 )
-from low_rank.optimizers import fit_to_target
+from low_rank.models import build_model
+from low_rank.optimizers import classify_to_target, fit_to_target, starts
 from low_rank.random_networks import dominance, gram_ranks, product_ranks
 from low_rank.rank import effective_rank, gram_effective_rank
 from low_rank.regression import draw_problem, regress
@@ -102,7 +104,7 @@ def test_singular_values_beside_the_law_are_those_of_products() -> None:
 
 
 def test_images_are_standardised_and_new_ones_first() -> None:
-    data = load("digits", data_root(None))
+    data = load("digits", data_root(None), test=classification.TEST.get("digits"))
     x = studies.inputs("digits", 1797, None)
     with pytest.raises(UserError, match="at most the 1,797 of digits"):
         studies.inputs("digits", 1798, None)
@@ -158,22 +160,37 @@ def test_regression_is_what_direct_calls_give() -> None:
     problem = draw_problem(REGRESS.n, REGRESS.rank, REGRESS.samples, REGRESS.draws, start)
     for row in values["rows"]:
         fit = regress(problem, row["depth"], generator(REGRESS, row["depth"]), steps=REGRESS.steps, looks=3)
-        for name in ("train", "test", "test_sampled", "rho"):
+        for name in ("train", "test", "test_sampled", "rho", "rho_start"):
             found = getattr(fit, name).numpy()
             assert row[name + "_all"] == found.tolist()
             assert row[name] == pytest.approx(found.mean())
             assert row[name + "_se"] == pytest.approx(found.std(ddof=1) / math.sqrt(len(found)))
         path = values["trajectories"][str(row["depth"])]
         assert (path["steps"][0], path["steps"][-1]) == (0, REGRESS.steps)
-        np.testing.assert_allclose(
-            path["singular_values"][-1], np.linalg.svd(fit.P[0].numpy(), compute_uv=False)[: studies.LINES], rtol=1e-5
-        )
+        last = np.linalg.svd(fit.P.numpy(), compute_uv=False)  # [draws, n]
+        np.testing.assert_allclose(path["singular_values"][-1], last[0], rtol=1e-5)
+        np.testing.assert_allclose(path["mean"][-1], last.mean(0), rtol=1e-5)
+        assert len(path["mean"]) == len(path["singular_values"]) == len(path["steps"])
     shortest = np.linalg.lstsq(problem.X[0].T.numpy(), problem.Y[0].T.numpy(), rcond=None)[0].T
     error = np.square(shortest - problem.A[0].numpy()).sum() / np.square(problem.A[0].numpy()).sum()
     assert values["minimum_norm"]["test_all"][0] == pytest.approx(error)
     assert values["minimum_norm"]["fitted"] == 1.0
     assert values["true_rank"] == pytest.approx(float(effective_rank(problem.A).mean()))
-    assert values["true_singular_values"][2:] == pytest.approx([0] * 4, abs=1e-12)  # of rank 2
+    assert "rho_start" not in values["minimum_norm"]
+    assert values["true_singular_values"][2:] == pytest.approx([0] * 6, abs=1e-12)  # of rank 2
+    true = np.linalg.svd(problem.A.numpy(), compute_uv=False)
+    np.testing.assert_allclose(values["true_mean"], true.mean(0), atol=1e-12)
+
+
+def test_regression_in_double_precision() -> None:
+    config = replace(REGRESS, double=True, depths=(2,))
+    [row] = studies.regression(config)["rows"]
+    start = torch.Generator().manual_seed(config.seed)
+    problem = draw_problem(config.n, config.rank, config.samples, config.draws, start)
+    fits = [
+        regress(problem, 2, generator(config, 2), steps=config.steps, dtype=d) for d in (torch.float64, torch.float32)
+    ]
+    assert row["test_all"] == fits[0].test.tolist() != fits[1].test.tolist()
 
 
 def test_a_draw_that_was_not_fitted_has_no_step() -> None:
@@ -195,7 +212,7 @@ def test_optimisers_are_what_direct_calls_give() -> None:
         seed = studies._seed(OPTIMISE.seed, row["depth"])
         found = fit_to_target(problem, row["depth"], row["optimizer"], target=0.1, steps=200, seed=seed)
         assert row["reached"] == found.reached == 1.0
-        for name in ("rho", "test", "steps"):
+        for name in ("rho", "rho_start", "test", "steps", "error"):
             assert row[name] == pytest.approx(float(getattr(found, name).mean()))
         if row["optimizer"] == "lbfgs":
             assert row["rate"] is None
@@ -204,11 +221,51 @@ def test_optimisers_are_what_direct_calls_give() -> None:
 def test_an_optimiser_that_does_not_arrive_has_no_numbers() -> None:
     rows = studies.optimisers(replace(OPTIMISE, optimizers=("gd",), steps=1, target=1e-9))["rows"]
     for row in rows:
-        assert (row["reached"], row["rho"], row["test"], row["steps"], row["rate"]) == (0.0, None, None, None, None)
+        assert row["reached"] == 0.0
+        assert {row[name] for name in ("rho", "rho_start", "test", "steps", "rate", "error")} == {None}
     assert math.isnan(studies.drop(rows, "gd"))
     reached = [{"optimizer": "gd", "depth": d, "reached": 1.0, "rho": 3.0 / d} for d in (4, 1, 2)]
     assert studies.drop(reached, "gd") == pytest.approx(3.0 - 0.75)
     assert math.isnan(studies.drop(reached, "adam"))
+
+
+def test_classifications_are_what_direct_calls_give() -> None:
+    config = replace(OPTIMISE, problem="classification", optimizers=("gd", "lbfgs"), images=16, width=12, loss=0.2,
+                     steps=400, draws=3, cma=2, classes=(3, 5))  # fmt: skip
+    rows = studies.classified(config)["rows"]
+    assert [(row["optimizer"], row["depth"]) for row in rows] == [
+        ("gd", 1), ("gd", 2), ("lbfgs", 1), ("lbfgs", 2), ("cma", 1), ("cma", 2)
+    ]  # fmt: skip
+    pair = studies.pair_of(config, 16).to(dtype=torch.float64)
+    assert len(pair.x_train) == 16
+    for row in rows:
+        seed = studies._seed(config.seed, row["depth"])
+        nets = starts(pair, row["depth"], 12, 3, seed)
+        assert row["reached"] == 1
+        assert row["error"] <= 0.2
+        if row["optimizer"] == "cma":
+            runs = [
+                cma_search(
+                    pair,
+                    row["depth"],
+                    generator(config, row["depth"], run),
+                    target=0.2,
+                    start=nets[run : run + 1],
+                    max_evaluations=studies.CMA_EVALUATIONS,
+                )
+                for run in range(2)
+            ]
+            assert row["rho"] == pytest.approx(statistics.fmean(run.rank for run in runs))
+            assert row["test"] == pytest.approx(statistics.fmean(run.accuracy for run in runs))
+            assert row["evaluations"] == statistics.fmean(run.evaluations for run in runs)
+            assert row["rho_start"] == pytest.approx(float(nets[:2].ranks(pair.x_probe).mean()))
+            continue
+        found = classify_to_target(pair, nets, row["optimizer"], target=0.2, steps=400, seed=seed)
+        for name in ("rho", "rho_start", "test", "steps", "error"):
+            assert row[name] == pytest.approx(float(getattr(found, name).mean()))
+    assert studies.evolved(config) is None, "evolution is an optimiser of the classification, and not run twice"
+    more = studies.classified(replace(config, optimizers=("gd",), cma=0, depths=(2, 3)))["rows"]
+    assert more[0] == rows[1]
 
 
 # -- search ------------------------------------------------------------------------------------------------------------
@@ -272,6 +329,10 @@ def test_kernels_of_trained_networks(tmp_path: Path) -> None:
         for run in runs:
             assert len(run["layer_ranks"]) == row["depth"]
             assert run["layer_ranks"][-1] == pytest.approx(run["gram_rank"], abs=1e-6)  # on the same images
+            for at in run["history"]:
+                assert len(at["layers"]) == row["depth"]
+                assert at["layers"][-1] == pytest.approx(at["gram_rank"], abs=1e-6)
+            assert run["layer_ranks_first"] == run["history"][0]["layers"] != run["layer_ranks"]
             cosines = np.array(run["gram"])
             assert cosines.shape == (KERNELS.linkage,) * 2
             np.testing.assert_array_equal(cosines, cosines.T)
@@ -284,6 +345,65 @@ def kernel_values(config: KernelsConfig) -> dict[str, Any]:
     assert trained.kernels(config) == 0
     assert config.out is not None
     return json.loads((config.out / "kernels.json").read_text())
+
+
+def test_kernels_are_looked_at_every_epoch(tmp_path: Path) -> None:
+    config = replace(KERNELS, out=tmp_path, seeds=1, depths=(1,), steps=None, epochs=3, max_train=100, batch_size=32)
+    [[run]] = kernel_values(config)["networks"].values()
+    assert [row["epoch"] for row in run["history"]] == [0, 1, 2, 3]
+    assert [row["step"] for row in run["history"]] == [0, 3, 6, 9]  # of 32 images; the last four wait
+
+
+def test_kernels_over_a_grid(tmp_path: Path) -> None:
+    config = replace(KERNELS, out=tmp_path, seeds=1, depths=(1, 3), skips=(0, 1), lrs=(0.01, 0.02), noises=(0.0, 0.5))
+    settings = trained.kernel_settings(config)
+    assert len(settings) == 16
+    assert len({(c.hidden, c.skip, c.lr, c.label_noise) for c in settings.values()}) == 16
+    one = settings["3, skips of 1, rate 0.02, noise 0.5"]
+    assert (one.hidden, one.skip, one.lr, one.label_noise) == (3, 1, 0.02, 0.5)
+    assert (one.batch_size, one.weight_decay, one.probes) == (config.batch_size, config.weight_decay, config.probes)
+    values = kernel_values(config)
+    assert set(values["networks"]) == set(settings)
+    rows = {row["network"]: row for row in values["rows"]}
+    for name, own in settings.items():
+        assert [rows[name][k] for k in ("depth", "skip", "lr", "label_noise")] == [
+            own.hidden, own.skip, own.lr, own.label_noise
+        ]  # fmt: skip
+        [run] = values["networks"][name]
+        assert (run["accuracy"], run["gram_rank"]) == (rows[name]["accuracy"], rows[name]["gram_rank"])
+    assert values["main"] == [f"{d}, skips of {s}, rate 0.01, noise 0" for d in (1, 3) for s in (0, 1)]
+    for fall in values["falls"]:
+        ends = [rows[f"{d}, skips of {fall['skip']}, rate 0.01, noise 0"] for d in (1, 3)]
+        for key in ("first_rank", "gram_rank"):
+            assert fall[key] == ends[0][key] - ends[1][key]
+    before, after = values["falls"]
+    assert before["first_rank"] > after["first_rank"] + 0.1  # with skips the rank at first is flatter
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"kernels", "ordered", "accuracy", "depth"}
+
+
+def test_kernels_of_a_convolutional_network(tmp_path: Path) -> None:
+    config = replace(KERNELS, out=tmp_path, seeds=1, model="cnn-small", channels=0.25, lrs=(0.01, 0.1), max_train=100)
+    values = kernel_values(config)
+    assert list(values["networks"]) == ["cnn-small, rate 0.01", "cnn-small, rate 0.1"]
+    assert {row["depth"] for row in values["rows"]} == {None}
+    for [run] in values["networks"].values():
+        assert len(run["layer_ranks"]) == 4  # three convolutions and a linear layer
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"kernels", "ordered", "accuracy"}
+
+
+def test_constant_features_of_a_trained_network_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dead(config: TrainConfig) -> torch.nn.Module:
+        model = build_model("mlp", (1, 8, 10), width=8, hidden=2)
+        with torch.no_grad():
+            model.get_parameter("linear2.bias").fill_(-1e6)
+        return model
+
+    monkeypatch.setattr(classification, "make_model", dead)
+    config = trained.network_config(replace(KERNELS, lr=1e-12), hidden=2)
+    order = pytest.warns(UserWarning, match="order says nothing")
+    with order, pytest.warns(UserWarning, match="'act2' has the same features"):
+        values = trained.kernel_network(config, 16)
+    assert values["layer_ranks"][1] == 0 < values["layer_ranks"][0]
 
 
 def test_kernels_of_finished_networks_are_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,6 +429,8 @@ def invented(config: TrainConfig, scratch: Path | None = None) -> dict[str, Any]
         ("nuclear", 1e-4): 0.7, ("nuclear", 1e-3): 0.6, ("nuclear", 1e-2): 0.95,  # the last, where it diverges
         ("products", 0.0): 0.75, ("products", 1e-4): 0.9, ("products", 1e-3): 0.5, ("products", 1e-2): 0.4,
     }.get((way, config.strength or config.weight_decay), 0.5)  # fmt: skip
+    if not (config.strength or config.weight_decay):
+        held += config.lr / 100 if way == "none" else -config.lr / 100  # the largest rate, and the smallest
     if way == "nuclear" and config.strength == 1e-2 and config.seed == 1:
         raise RunFailed("diverged")
     return {
@@ -317,7 +439,7 @@ def invented(config: TrainConfig, scratch: Path | None = None) -> dict[str, Any]
     }  # fmt: skip
 
 
-def test_strengths_are_chosen_on_held_out_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_chosen_on_held_out_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[TrainConfig] = []
 
     def counted(config: TrainConfig, scratch: Path | None = None) -> dict[str, Any]:
@@ -329,54 +451,98 @@ def test_strengths_are_chosen_on_held_out_samples(tmp_path: Path, monkeypatch: p
     assert {way: row["strength"] for way, row in rows.items()} == {
         "plain": None, "l1": 1e-3, "nuclear": 1e-4, "products of 2": None, "products of 2, decay": 1e-4
     }  # fmt: skip
+    assert {way: row["lr"] for way, row in rows.items()} == {
+        "plain": 0.2, "l1": 0.05, "nuclear": 0.05, "products of 2": 0.0125, "products of 2, decay": 0.05
+    }  # fmt: skip
     assert rows["l1"]["validation"] == pytest.approx(0.805)
     assert rows["l1"]["test"] == pytest.approx(0.21)  # of the chosen strength, not the best there is
-    assert rows["l1"]["test_se"] == pytest.approx(0.01)
+    assert rows["l1"]["tests"] == pytest.approx([0.2, 0.22])
+    assert rows["l1"]["test_se"] == rows["l1"]["se"] == pytest.approx(0.01)
     assert rows["l1"]["rank"] == pytest.approx(2.75)
     assert {way: row["diverged"] for way, row in rows.items() if row["diverged"]} == {"nuclear": 1}
-    assert {way: row["at_the_edge"] for way, row in rows.items()} == {
-        "plain": False, "l1": False, "nuclear": True, "products of 2": False, "products of 2, decay": True
+    assert {way: row["edges"] for way, row in rows.items()} == {
+        "plain": ["lr"], "l1": [], "nuclear": ["strength"], "products of 2": ["lr"],
+        "products of 2, decay": ["strength"],
     }  # fmt: skip
-    assert len(seen) == 2 * (1 + 3 + 3 + 1 + 3)
-    assert len({(c.expand, c.regulariser, c.strength, c.weight_decay, c.seed) for c in seen}) == len(seen)
+    assert all(row["at_the_edge"] == bool(row["edges"]) for row in rows.values())
+    assert {row["settings"] for row in rows.values()} == {3}
+    assert len(seen) == 2 * 5 * 3
+    assert len({(c.expand, c.regulariser, c.strength, c.weight_decay, c.lr, c.seed) for c in seen}) == len(seen)
     assert {c.seed for c in seen} == {0, 1}
-    assert {(c.validation, c.steps, c.lr) for c in seen} == {(COMPARE.validation, COMPARE.steps, COMPARE.lr)}
+    assert {(c.validation, c.steps) for c in seen} == {(COMPARE.validation, COMPARE.steps)}
     seen.clear()
     assert {row["way"]: row for row in trained.comparison(COMPARE, tmp_path)["rows"]} == rows
     assert [(c.regulariser, c.strength, c.seed) for c in seen] == [("nuclear", 1e-2, 1)]  # the one that never finished
     trained.comparison(replace(COMPARE, strengths=(1e-4, 1e-3)), tmp_path)
     assert len(seen) == 1  # fewer settings, all of them known
-    trained.comparison(replace(COMPARE, lr=0.1), tmp_path)
-    assert len(seen) == 1 + 22  # another learning rate is another network
+    trained.comparison(replace(COMPARE, lr=0.07), tmp_path)
+    assert len(seen) == 1 + 30  # other learning rates are other networks
     trained.comparison(replace(COMPARE, force=True), tmp_path)
-    assert len(seen) == 1 + 22 + 22
+    assert len(seen) == 1 + 30 + 30
 
 
-def test_every_way_has_as_many_settings() -> None:
-    ways = trained.variants(COMPARE_PRESETS["cpu"])
-    counts = {way: len(settings) for way, settings in ways.items()}
-    strengths = len(COMPARE_PRESETS["cpu"].strengths)
-    free = {"plain", "products of 2", "products of 3"}
-    assert {way for way, count in counts.items() if count == 1} == free
-    assert {count for way, count in counts.items() if way not in free} == {strengths}
-    for way, settings in ways.items():
-        assert len({(c.strength, c.weight_decay) for c in settings}) == len(settings)
-        for config in settings:
-            assert (config.expand == "all") is way.startswith("products")
-            assert bool(config.strength) is (way in CompareConfig.regularisers)
-            assert bool(config.weight_decay) is way.endswith("decay")
+@pytest.mark.parametrize("rates", [(), (0.02, 0.1)])
+def test_every_way_has_as_many_settings(rates: tuple[float, ...]) -> None:
+    config = replace(COMPARE_PRESETS["cpu"], lrs=rates)
+    strengths, count = config.strengths, len(config.strengths) * max(1, len(rates))
+    for way, settings in trained.variants(config).items():
+        assert len({(c.strength, c.weight_decay, c.lr) for c in settings}) == len(settings) == count
+        found = {c.strength or c.weight_decay for c in settings}
+        free = way in ("plain", "products of 2", "products of 3")
+        assert found == ({0.0} if free else set(strengths))
+        wanted = set(rates or (config.lr,))
+        assert {c.lr for c in settings} >= wanted if free else {c.lr for c in settings} == wanted
+        for own in settings:
+            assert (own.expand == "all") is way.startswith("products")
+            assert bool(own.strength) is (way in CompareConfig.regularisers)
+            assert bool(own.weight_decay) is way.endswith("decay")
+
+
+def test_further_learning_rates_fill_the_widest_gaps() -> None:
+    assert more_rates([0.1], 1) == (0.1,)
+    assert more_rates([0.1], 5) == pytest.approx((0.025, 0.05, 0.1, 0.2, 0.4))
+    assert more_rates([0.1, 0.02], 2) == (0.02, 0.1)
+    many = more_rates([0.02, 0.05, 0.1], 15)
+    assert len(set(many)) == 15
+    assert {0.02, 0.05, 0.1} <= set(many)
+    assert list(many) == sorted(many)
+    assert (many[0], many[-1]) == pytest.approx((0.005, 0.4))
+
+
+def run_of(accuracy: float, test: float) -> dict[str, Any]:
+    return {"accuracy": accuracy, "test": test, "train": 1.0, "hidden_ranks": {"a": 1.0, "b": test}}
+
+
+def test_the_test_set_has_no_part_in_the_choice() -> None:
+    tried = [
+        ({"lr": 0.1, "kind": "x"}, [run_of(0.5, 0.9), run_of(0.6, 0.9)]),
+        ({"lr": 0.2, "kind": "y"}, [run_of(0.7, 0.1), run_of(0.6, 0.3)]),
+        ({"lr": 0.3, "kind": "z"}, [run_of(0.9, 0.9), None]),
+        ({"lr": 0.4, "kind": "w"}, [run_of(0.9, 0.9), {"diverged": 1.0}]),
+        ({"lr": 0.5, "kind": "v"}, [run_of(0.9, 0.9)]),  # a seed is missing
+    ]
+    row = chosen(tried)
+    assert (row["settings"], row["diverged"], row["lr"], row["kind"]) == (5, 3, 0.2, "y")
+    assert row["validation"] == pytest.approx(0.65)
+    assert (row["test"], row["tests"], row["se"]) == (pytest.approx(0.2), [0.1, 0.3], pytest.approx(0.1))
+    assert row["rank"] == pytest.approx(0.6)
+    assert row["edges"] == []
+    assert chosen(tried[:2])["edges"] == ["lr"]
+    assert chosen(tried[2:3]) == {"settings": 1, "diverged": 1}
+    assert chosen([]) == {"settings": 0, "diverged": 0}
+    assert chosen([({}, [run_of(0.5, 0.9)])])["se"] == 0.0
 
 
 def test_a_network_that_was_cut_off_while_written_is_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(COMPARE, regularisers=(), expansions=(), seeds=1)
+    config = replace(COMPARE, regularisers=(), expansions=(), strengths=(1e-4,), seeds=1)
     monkeypatch.setattr(trained, "measure", invented)
     before = trained.comparison(config, tmp_path)
     [path] = (tmp_path / "networks").iterdir()
     path.write_text('{"values": {"accu')
     assert trained.comparison(config, tmp_path) == before
-    assert json.loads(path.read_text())["values"]["accuracy"] == 0.5
+    assert json.loads(path.read_text())["values"]["accuracy"] == pytest.approx(0.5 + config.lr / 100)
 
 
 def test_networks_that_diverge_are_counted() -> None:

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from low_rank.config import TrainConfig
 from low_rank.kernels import feature_rank
-from low_rank.models import build_model, classifier_name, collect_features, feature_layers
-from low_rank.overparam import Expanded, ExpandedConv2d, ExpandedLinear, collapse, overparameterize
+from low_rank.models import build_model, classifier_name, collect_features, feature_layers, gain
+from low_rank.overparam import Expanded, collapse, overparameterize
 from low_rank.rank import effective_rank, flattened
 from low_rank.regularizers import penalty
 from shared.augment import augmentation, normalise
@@ -75,6 +75,7 @@ class Classification(Task):
         self.loop, self.device = loop, loop.device
         self._take(self._load())
         self.model = make_model(config).to(self.device)
+        check_products(self.model)
         make = {"sgd": self._sgd, "adam": self._adam}[config.optimizer]
         self.optimizer = make(self.model.parameters())
         self.schedule: torch.optim.lr_scheduler.LambdaLR | None = None
@@ -269,10 +270,23 @@ def make_model(config: TrainConfig) -> nn.Module:
         model, config.depth, config.expand_width, kernels=config.kernels or None,
         kinds={"linear": ("linear",), "conv": ("conv",), "all": ("linear", "conv")}[config.expand],
         batch_norm=config.factor_norm, residual=config.factor_skips, on_mismatch="skip", init=config.start,
-        mode=config.mode,
+        mode=config.mode, gain=gain(config.activation),
         authors_init=config.authors_init,
     )  # fmt: skip
     return made
+
+
+def check_products(model: nn.Module) -> None:
+    """Refuse products that vanish in the precision of their factors: nothing could be learned.
+
+    Raises:
+        UserError: names the layer.
+    """
+    with torch.no_grad():
+        for name, weight in layer_weights(model).items():
+            if not bool(weight.any()):
+                hint = "A product of so many factors is too small for single precision."
+                raise UserError("--depth", f"layer {name} is zero", "fewer or wider factors", hint)
 
 
 def layer_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -280,11 +294,11 @@ def layer_weights(model: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     inside: tuple[str, ...] = ()
     for name, module in model.named_modules():
-        if inside and name.startswith(inside):
+        if name.startswith(inside):
             continue
-        if isinstance(module, (ExpandedLinear, ExpandedConv2d)):
+        if isinstance(module, Expanded):
             found[name] = flattened(module.composed()[0])
-            inside = (*inside, name + ".")
+            inside = (*inside, f"{name}." if name else "")
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
             found[name] = flattened(module.weight)
     return found

@@ -74,6 +74,7 @@ def regress(config: RegressConfig) -> int:
 
     low-rank regress --rank 2 --draws 64
     low-rank regress --rank 32 --depths 2 16
+    low-rank regress --n 8 --samples 5 --depths 2 300 --gain 0.5 --double
     """
     from low_rank import commands
 
@@ -82,9 +83,13 @@ def regress(config: RegressConfig) -> int:
 
 @app.verb(OptimizersConfig)
 def optimizers(config: OptimizersConfig) -> int:
-    """Bring the same products to the same training error by many optimisers, and compare the ranks.
+    """Bring the same products, or networks, to the same training error by many optimisers, and compare the ranks.
+
+    --problem says what: products of matrices on a regression, ReLU networks on two classes of images, or both. --search
+    adds networks found by drawing alone, on eight images; --cma adds evolution to the classification.
 
     low-rank optimizers --depths 1 8
+    low-rank optimizers --problem classification --width 12 --cma 8
     low-rank optimizers --search 150
     """
     from low_rank import commands
@@ -98,6 +103,8 @@ def kernels(config: KernelsConfig) -> int:
 
     low-rank kernels --data fashion --depths 1 2 4 8 16
     low-rank kernels --activation tanh
+    low-rank kernels --skips 0 1 2
+    low-rank kernels --model cnn-small --lrs 0.01 0.05 --batches 32 128 --noises 0 0.2
     """
     from low_rank import trained
 
@@ -106,9 +113,10 @@ def kernels(config: KernelsConfig) -> int:
 
 @app.verb(CompareConfig, COMPARE_PRESETS)
 def compare(config: CompareConfig) -> int:
-    """Products of linear layers against penalties on weights, each at the strength that held-out samples choose.
+    """Products of linear layers against penalties on weights, each at the setting that held-out samples choose.
 
     low-rank compare --seeds 5
+    low-rank compare --lrs 0.02 0.05 0.1
     """
     from low_rank import trained
 

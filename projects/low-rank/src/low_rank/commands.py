@@ -64,13 +64,24 @@ def regress(config: RegressConfig) -> int:
     folder, table = results_folder(config.out, "regress", config.force)
     values = studies.regression(config)
     rows = [
-        (row["depth"], row["train"], row["test"], row["test_se"], row["rho"], row["fitted"], row["fitted_at"])
+        (
+            row["depth"],
+            row["train"],
+            row["test"],
+            row["test_se"],
+            row["rho_start"],
+            row["rho"],
+            row["fitted"],
+            row["fitted_at"],
+        )
         for row in values["rows"]
     ]
     shortest = values["minimum_norm"]
-    rows.append(("least norm", shortest["train"], shortest["test"], shortest["test_se"], shortest["rho"], None, None))
-    rows.append(("truth", None, None, None, values["true_rank"], None, None))
-    columns = ("factors", "training error", "test error", "its s.e.", "rank (nats)", "fitted", "at step")
+    least = (shortest["train"], shortest["test"], shortest["test_se"], None, shortest["rho"], None, None)
+    rows.append(("least norm", *least))
+    rows.append(("truth", None, None, None, None, values["true_rank"], None, None))
+    columns = ("factors", "training error", "test error", "its s.e.", "rank at first (nats)", "after", "fitted",
+               "at step")  # fmt: skip
     title = f"rank {config.rank} in {config.n} dimensions from {config.samples} samples, {config.draws} draws"
     print_table(title, columns, rows, config.quiet)
     drawn = [
@@ -83,17 +94,30 @@ def regress(config: RegressConfig) -> int:
 def optimizers(config: OptimizersConfig) -> int:
     """`low-rank optimizers`."""
     folder, table = results_folder(config.out, "optimizers", config.force)
-    if config.cma:
-        studies.evolvable(config, studies.pair_of(config))  # refused now, and not after all the rest
-    values = studies.optimisers(config)
-    columns = ("optimizer", "factors", "reached", "learning rate", "rank (nats)", "test error", "steps")
-    rows = [
-        [row[k] for k in ("optimizer", "depth", "reached", "rate", "rho", "test", "steps")] for row in values["rows"]
-    ]
-    problem = f"rank {config.rank} in {config.n} dimensions from {config.samples} samples"
-    title = f"{problem}, at a training error of {config.target:g}"
-    print_table(title, columns, rows, config.quiet)
-    drawn = [figures.lines(folder / "optimizers", values["rows"], title)]
+    images = config.problem != "regression"
+    if config.cma:  # refused now, and not after all the rest
+        size, width = (config.images, config.width) if images else (8, studies.CMA_WIDTH)
+        studies.evolvable(config, studies.pair_of(config, size), width)
+    values: dict[str, Any] = {}
+    drawn = []
+    names = ("optimizer", "depth", "reached", "rate", "rho_start", "rho", "test", "steps")
+    if config.problem != "classification":
+        values = studies.optimisers(config)
+        columns = ("optimizer", "factors", "reached", "learning rate", "rank at first (nats)", "there", "test error",
+                   "steps")  # fmt: skip
+        problem = f"rank {config.rank} in {config.n} dimensions from {config.samples} samples"
+        title = f"{problem}, at a training error of {config.target:g}"
+        print_table(title, columns, [[row[k] for k in names] for row in values["rows"]], config.quiet)
+        drawn.append(figures.lines(folder / "optimizers", values["rows"], title))
+    if images:
+        values["classified"] = found = studies.classified(config)
+        columns = ("optimizer", "hidden layers", "reached", "learning rate", "Gram rank at first (nats)", "there",
+                   "test accuracy", "steps")  # fmt: skip
+        one, other = config.classes
+        problem = f"networks of width {config.width}, {config.images} images of {config.data} {one} and {other}"
+        title = f"{problem}: no training error, loss {config.loss:g}"
+        print_table(title, columns, [[row[k] for k in names] for row in found["rows"]], config.quiet)
+        drawn.append(figures.lines(folder / "classification", found["rows"], title, "hidden layers", figures.GRAM_RANK))
     for name, found in (("search", studies.searches(config)), ("cma", studies.evolved(config))):
         if found is None:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -90,13 +91,13 @@ class TrainConfig(RunConfig):
     strength: float = 0.0
     """Weight of the penalty."""
     optimizer: Rule = "sgd"
-    """sgd with momentum, or adam."""
+    """sgd with momentum, or adam, whose weight decay is decoupled (AdamW)."""
     lr: float = 0.05
     """Learning rate at the start."""
     momentum: float = 0.9
     """Of sgd."""
     weight_decay: float = 0.0
-    """Weight decay on the factors: of a product of d it is a Schatten-2/d penalty, not decay of the product."""
+    """Weight decay on the factors: of a product of d it is a Schatten-2/d penalty (sgd), not decay of the product."""
     schedule: Schedule = "cosine"
     """How the learning rate falls: not; along a cosine to 0; to a tenth at half and at three quarters."""
     warmup: int = 0
@@ -142,7 +143,7 @@ class TrainConfig(RunConfig):
         check_range("--depth", self.depth, 1)
         check_range("--expand-width", self.expand_width, 0, open_low=True)
         check_range("--strength", self.strength, 0)
-        check_range("--lr", self.lr, 0, open_low=True)
+        check_range("--lr", self.lr, 0, open_low=True, open_high=True)
         check_range("--momentum", self.momentum, 0, 1)
         check_range("--weight-decay", self.weight_decay, 0)
         check_range("--warmup", self.warmup, 0)
@@ -204,7 +205,8 @@ class RunChoice:
     run: Path
     """Run folder, written by `train`."""
     which: Literal["newest", "best"] = "newest"
-    """Its newest checkpoint, or that of the highest accuracy."""
+    """Its newest checkpoint, or that of the highest accuracy: on held-out samples, or without --validation on the test
+    set, which it then says nothing new of."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     data_root: Path | None = None
@@ -241,11 +243,20 @@ class RanksConfig:
     """Flags of `ranks`."""
 
     source: Path
-    """Run folder, or a file with a state dict (`collapse` writes one)."""
+    """Run folder; a checkpoint in one; a file with a state dict (`collapse` writes one); or the name of an architecture
+    (--model of `train`), whose weights are then drawn."""
     which: Literal["newest", "best"] = "newest"
-    """Of a run: its newest checkpoint, or that of the highest accuracy."""
+    """Of a run: its newest checkpoint, or that of the highest accuracy (without --validation: on the test set)."""
     data_root: Path | None = None
     """Folder that holds data sets. Default: the run's, else $PAPERS_DATA, else the user cache."""
+    seed: int = 0
+    """Of an architecture's random weights."""
+    quiet: bool = False
+    """No table."""
+
+    def __post_init__(self) -> None:
+        check_choice("--which", self.which, ("newest", "best"))
+        check_range("--seed", self.seed, 0, 2**63 - 1)
 
 
 @dataclass(frozen=True)
@@ -340,6 +351,8 @@ class RegressConfig:
     """Learning rate, along a cosine to 0."""
     gain: float = 1.0
     """Standard deviation of the factors at the start over 1/sqrt(n)."""
+    double: bool = False
+    """Train in double precision: many factors, or small ones, multiply to nothing in single precision."""
     seed: int = 0
     """Seed of problems and starts."""
     device: str = "auto"
@@ -362,6 +375,9 @@ class RegressConfig:
         check_range("--steps", self.steps, 1)
         check_range("--lr", self.lr, 0, open_low=True)
         check_range("--gain", self.gain, 0, open_low=True)
+        for flag, value in (("--noise", self.noise), ("--lr", self.lr), ("--gain", self.gain)):
+            if math.isinf(value):
+                raise UserError(flag, value, "a finite number")
 
 
 @dataclass(frozen=True)
@@ -379,19 +395,32 @@ class OptimizersConfig:
     samples: int = 10
     """Samples."""
     draws: int = 8
-    """Random problems."""
+    """Random problems, or networks."""
     target: float = 1e-3
-    """Relative training error at which all are compared."""
+    """Relative training error at which regressions are compared."""
     steps: int = 3000
     """Steps at most."""
+    problem: Literal["regression", "classification", "both"] = "regression"
+    """Products of matrices on the regression of `regress`; ReLU networks on two classes of images; or both."""
+    images: int = 32
+    """Training images of the classification, half of each class."""
+    width: int = 32
+    """Units of every hidden layer of its networks, of which there are --draws; 12 and fewer suit CMA-ES."""
+    loss: float = 0.01
+    """Mean logistic loss at which they are compared, with no training image on the wrong side."""
+    classes: tuple[int, int] = (0, 1)
+    """The two classes, of the classification and of random search."""
     search: int = 0
-    """Also random search: so many networks without training error a depth, on eight images of two classes."""
+    """Also random search: so many networks without training error a depth. Its problem is a smaller one: eight images,
+    of two classes, networks of width 32."""
     max_draws: int = 500_000
     """Networks that random search draws a depth, at most."""
     cma: int = 0
-    """Also CMA-ES on the same: so many runs a depth (needs the extra `cma`)."""
+    """Also CMA-ES, by so many runs a depth (needs the extra `cma`): a further optimiser of the classification, from the
+    same starts, to the same loss; without a classification, on the eight images of random search, at width 12, to a
+    loss of 0.1. Depths of more than 2,000 weights are left out."""
     data: ImageSet = "digits"
-    """Images of random search and CMA-ES."""
+    """Images of the classification, random search and CMA-ES."""
     data_root: Path | None = None
     """Folder that holds data sets. Default: $PAPERS_DATA, else the user cache."""
     seed: int = 0
@@ -416,6 +445,19 @@ class OptimizersConfig:
         check_range("--samples", self.samples, 2)
         check_range("--draws", self.draws, 1)
         check_range("--target", self.target, 0, open_low=True)
+        check_choice("--problem", self.problem, ("regression", "classification", "both"))
+        check_range("--images", self.images, 2)
+        if self.images % 2:
+            raise UserError("--images", self.images, "an even number, half of it of each class")
+        check_range("--width", self.width, 1)
+        check_range("--loss", self.loss, 0, open_low=True)
+        for flag, value in (("--target", self.target), ("--loss", self.loss)):
+            if math.isinf(value):
+                raise UserError(flag, value, "a finite number")
+        for label in self.classes:
+            check_range("--classes", label, 0)
+        if self.classes[0] == self.classes[1]:
+            raise UserError("--classes", list(self.classes), "two different labels")
         check_range("--steps", self.steps, 1)
         check_range("--search", self.search, 0)
         check_range("--cma", self.cma, 0)
@@ -442,8 +484,21 @@ class StudyConfig(TrainConfig):
 class KernelsConfig(StudyConfig):
     """Flags of `kernels`."""
 
+    probes: int = 512
+    """Test images that Gram matrices are taken over, or all where the test set has fewer."""
     depths: tuple[int, ...] = (1, 2, 4, 8)
-    """Numbers of hidden layers."""
+    """Numbers of hidden layers (mlp; another model has its depth by its name)."""
+    skips: tuple[int, ...] = ()
+    """Networks with skips around so many hidden layers, side by side (mlp): 0 1 2. Default: that of --skip."""
+    lrs: tuple[float, ...] = ()
+    """Learning rates; all combinations with the lists below are trained, for the figure of accuracy against rank.
+    Default: that of --lr."""
+    decays: tuple[float, ...] = ()
+    """Weight decays. Default: that of --weight-decay."""
+    batches: tuple[int, ...] = ()
+    """Batch sizes. Default: that of --batch-size."""
+    noises: tuple[float, ...] = ()
+    """Shares of random labels. Default: that of --label-noise."""
     linkage: int = 64
     """Test images in the ordered Gram matrices."""
 
@@ -451,8 +506,27 @@ class KernelsConfig(StudyConfig):
         super().__post_init__()
         check_depths(self.depths)
         check_range("--linkage", self.linkage, 4, self.probes)
+        for skip in self.skips:
+            check_choice("--skips", skip, (0, 1, 2))
+        for lr in self.lrs:
+            check_range("--lrs", lr, 0, open_low=True)
+        for decay in self.decays:
+            check_range("--decays", decay, 0)
+        for size in self.batches:
+            check_range("--batches", size, 2 if self.factor_norm else 1)
+        for noise in self.noises:
+            check_range("--noises", noise, 0, 1)
+        for name in ("skips", "lrs", "decays", "batches", "noises"):
+            listed = getattr(self, name)
+            if len(set(listed)) < len(listed):
+                raise UserError(f"--{name}", list(listed), "every value once")
+            if any(math.isinf(value) for value in listed):
+                raise UserError(f"--{name}", list(listed), "finite numbers")
         if self.model != "mlp":
-            raise UserError("--model", self.model, "mlp: another has its depth by its name")
+            if self.depths != KernelsConfig.depths and self.preset != "smoke":  # which has depths of its own
+                raise UserError("--depths", list(self.depths), f"left alone: {self.model} has its depth by its name")
+            if any(self.skips):
+                raise UserError("--skips", list(self.skips), f"left alone: {self.model} has the skips it has")
 
 
 @dataclass(frozen=True)
@@ -465,18 +539,26 @@ class CompareConfig(StudyConfig):
     """Weights of the penalties, and of the decay on factors; one is chosen on held-out samples."""
     expansions: tuple[int, ...] = (2, 3)
     """Factors of the over-parameterised networks, without decay and with the decays above."""
+    lrs: tuple[float, ...] = ()
+    """Learning rates that every strength is tried at; ways without a strength are tried at more of them, so that all
+    have as many settings. Default: that of --lr."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in self.regularisers:
             check_choice("--regularisers", name, tuple(REGULARISERS))
-        for strength in self.strengths:
-            check_range("--strengths", strength, 0, open_low=True)
+        if not self.strengths:
+            raise UserError("--strengths", "none", "one or more")
+        for flag, values in (("--strengths", self.strengths), ("--lrs", self.lrs)):
+            for value in values:
+                check_range(flag, value, 0, open_low=True)
+            if len(set(values)) < len(values) or any(math.isinf(value) for value in values):
+                raise UserError(flag, list(values), "finite numbers, every one once")
         for depth in self.expansions:
             check_range("--expansions", depth, 2)
         if not self.validation:
             raise UserError(
-                "--validation", self.validation, "training samples to hold out: strengths are chosen on them"
+                "--validation", self.validation, "training samples to hold out: settings are chosen on them"
             )
         if self.regulariser != "none" or self.strength or self.weight_decay:
             hint = "They are what is compared: see --regularisers and --strengths."
@@ -485,7 +567,7 @@ class CompareConfig(StudyConfig):
 
 _STUDY = dict(vars(_CPU))
 KERNELS_PRESETS: dict[str, KernelsConfig] = {
-    "cpu": KernelsConfig(**{**_STUDY, "data": "mnist5k", "expand": "none", "lr": 0.02, "warmup": 50}),
+    "cpu": KernelsConfig(**{**_STUDY, "data": "mnist5k", "expand": "none", "lr": 0.02, "warmup": 50, "probes": 512}),
     "smoke": KernelsConfig(**{**vars(TRAIN_PRESETS["smoke"]), "expand": "none"}, seeds=1, depths=(1, 2), linkage=32),
 }
 COMPARE_PRESETS: dict[str, CompareConfig] = {

@@ -28,7 +28,13 @@ STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 RATES = (0.01, 0.03, 0.1)  # learning rates, of which held-out images choose one for every network
 TRAINED = ("kernels", "compare")
 LINKED = 64  # images of the ordered Gram matrices
-KINDS = {"volume": VolumeConfig, "regress": RegressConfig, "optimizers": OptimizersConfig, "search": OptimizersConfig}
+KINDS = {
+    "volume": VolumeConfig,
+    "regress": RegressConfig,
+    "optimizers": OptimizersConfig,
+    "classified": OptimizersConfig,
+    "search": OptimizersConfig,
+}
 
 Fields = dict[str, Any]
 
@@ -60,17 +66,36 @@ def feature_cells(draws: int, data: str = "digits", width: int = 128) -> dict[st
 
 
 def regression_cells(draws: int, steps: int) -> dict[str, Fields]:
-    """Rank 2 at every depth; full rank at two; starts of small size."""
+    """Rank 2 at every depth; full rank at two; rank 2 from starts of smaller size."""
     base: Fields = {"study": "regress", "draws": draws, "steps": steps}
     cells = {f"regress r=2 d={d}": {**base, "rank": 2, "depths": [d]} for d in REGRESSED}
     cells |= {f"regress r=32 d={d}": {**base, "rank": 32, "depths": [d]} for d in (2, 16)}
+    for gain_of in (0.1, 0.5):
+        for d in (1, 3, 8):
+            cells[f"regress r=2 gain={gain_of:g} d={d}"] = {**base, "rank": 2, "depths": [d], "gain": gain_of}
     return cells
+
+
+def regression_sweep(draws: int = 32, steps: int = 1500) -> dict[str, Fields]:
+    """All depths for true maps of every rank, and for every number of samples."""
+    base: Fields = {"study": "regress", "draws": draws, "steps": steps, "depths": list(REGRESSED)}
+    cells = {f"sweep r={r} N=20": {**base, "rank": r, "samples": 20} for r in (1, 2, 4, 8, 16, 32)}
+    return cells | {f"sweep r=2 N={n}": {**base, "rank": 2, "samples": n} for n in (12, 16, 24, 28)}
 
 
 def optimizer_cells(draws: int, steps: int) -> dict[str, Fields]:
     """Every optimiser at the smallest and at larger depths."""
     base: Fields = {"study": "optimizers", "draws": draws, "steps": steps, "depths": [1, 2, 4, 8]}
     return {f"optimizer {name}": {**base, "optimizers": [name]} for name in OPTIMISERS}
+
+
+def classification_cells(draws: int, steps: int, data: str = "mnist5k") -> dict[str, Fields]:
+    """Every optimiser on ReLU networks that are to tell two classes of images apart; and CMA-ES, beside Adam, where the
+    networks have few enough weights for it."""
+    base: Fields = {"study": "classified", "problem": "classification", "data": data, "draws": draws, "steps": steps}
+    cells = {f"classify {name}": {**base, "optimizers": [name], "depths": [1, 2, 4, 8]} for name in OPTIMISERS}
+    narrow: Fields = {**base, "optimizers": ["adam"], "width": 12, "cma": draws, "depths": [1, 2, 4, 8]}
+    return cells | {"classify width=12": narrow}
 
 
 def search_cells(kept: int, data: str = "mnist5k") -> dict[str, Fields]:
@@ -113,9 +138,17 @@ def kernel_cells() -> dict[str, Fields]:
     """Trained perceptrons of every depth, looked at by their kernels."""
     base: Fields = {
         "study": "kernels", "data": "mnist5k", "model": "mlp", "width": 256, "expand": "none", "epochs": 10, "lr": 0.02,
-        "warmup": 50, "clip": 1.0,
+        "warmup": 50, "clip": 1.0, "probes": 512,
     }  # fmt: skip
-    return {f"kernels d={d}": {**base, "hidden": d} for d in DEPTHS}
+    cells = {f"kernels d={d}": {**base, "hidden": d} for d in DEPTHS}
+    for d in (4, 16):
+        cells |= {f"kernels d={d} skip={skip}": {**base, "hidden": d, "skip": skip} for skip in (1, 2)}
+    for name, fields in (
+        ("lr=0.005", {"lr": 0.005}), ("decay=0.001", {"weight_decay": 1e-3}), ("batch=32", {"batch_size": 32}),
+        ("noise=0.2", {"label_noise": 0.2}),
+    ):  # fmt: skip
+        cells |= {f"kernels d={d} {name}": {**base, "hidden": d, **fields} for d in (1, 4)}
+    return cells
 
 
 def compare_cells() -> dict[str, Fields]:
@@ -196,11 +229,17 @@ def smoke_cells() -> dict[str, Fields]:
         "regress r=2 d=2": {
             "study": "regress", "n": 8, "samples": 5, "draws": 3, "steps": 100, "rank": 2, "depths": [2],
         },
-        "optimizer adam": {
-            "study": "optimizers", "optimizers": ["adam"], "n": 6, "samples": 4, "draws": 2, "target": 0.05,
+        "optimizers": {
+            "study": "optimizers", "n": 6, "samples": 4, "draws": 2, "target": 0.05,
             "steps": 200, "depths": [1, 2],
         },
+        "classify": {
+            "study": "classified", "problem": "classification", "data": "digits", "images": 8, "width": 8, "draws": 2,
+            "loss": 0.3, "steps": 300, "depths": [1], "cma": 1,
+        },
         "search d=1": {"study": "search", "data": "digits", "search": 5, "depths": [1]},
+        "train kernels": {**tiny, "study": "kernels", "hidden": 1, "expand": "none"},
+        "train compare": {**tiny, "study": "compare", "expand": "none", "validation": 100},
         "train plain": {**tiny, "expand": "none"},
         "train d=3": {**tiny, "depth": 3},
         "train normalised": {**tiny, "depth": 2, "factor_norm": True},
@@ -228,11 +267,12 @@ class LowRankStudy(Study):
         if config.preset == "cpu":
             return (
                 volume_cells(32, 1000, DEPTHS) | feature_cells(60) | search_cells(150) | regression_cells(64, 2000)
-                | optimizer_cells(8, 3000) | digits_cells()
+                | optimizer_cells(8, 3000) | classification_cells(8, 3000) | digits_cells()
             )  # fmt: skip
         if config.preset == "cpu-long":
             fashion = {**feature_cells(50, "fashion", 256)["volume relu"]}
             cells = {"volume fashion": fashion} | cifar_cells() | kernel_cells() | compare_cells()
+            cells |= regression_sweep()
         elif config.preset == "gpu":
             cells = volume_cells(128, 4096, (*DEPTHS, 32, 64)) | gpu_cells() | gpu_compare_cells()
         else:
@@ -284,9 +324,10 @@ class LowRankStudy(Study):
             made: Any = from_json(KINDS[study], {**fields, **flags})
             if study == "search":
                 return studies.search_rows(made)
-            return {"volume": studies.volume, "regress": studies.regression, "optimizers": studies.optimisers}[study](
-                made
-            )
+            return {
+                "volume": studies.volume, "regress": studies.regression, "optimizers": studies.optimisers,
+                "classified": studies.classified,
+            }[study](made)  # fmt: skip
         from low_rank.train import measure
 
         flags |= {"device": config.device, "preset": config.scale, "data_root": config.data_root}
@@ -325,7 +366,11 @@ class LowRankStudy(Study):
             "regress-train": lambda o: [max(regressed(o, d)["train"] for d in REGRESSED)],
             "regress-rank-step": regress_rank_step,
             "regress-full-ratio": lambda o: [regressed(o, 16, 32)["train"] / regressed(o, 2, 32)["train"]],
-            "optimizers-drop": lambda o: [min(optimizer_drop(o, name) for name in OPTIMISERS)],
+            "regress-too-deep": regress_too_deep,
+            "optimizers-drop": lambda o: [min(optimizer_drop(o, f"optimizer {name}") for name in OPTIMISERS)],
+            "optimizers-start-drop": lambda o: [start_drop(o, "optimizer adam")],
+            "classify-drop": lambda o: [min(optimizer_drop(o, f"classify {name}") for name in OPTIMISERS)],
+            "classify-start-drop": lambda o: [start_drop(o, "classify adam")],
             "expanded-least-drop": lambda o: [min(drops) for drops in expanded_drops(o, "digits")],
             "expanded-mean-drop": lambda o: [statistics.fmean(drops) for drops in expanded_drops(o, "digits")],
             "expanded-mnist-least": lambda o: [min(drops) for drops in expanded_drops(o, "mnist5k")],
@@ -353,27 +398,43 @@ class LowRankStudy(Study):
         regressions = [name for name in outcomes.names() if name.startswith("regress ")]
         if regressions:
             body = []
-            for name in sorted(regressions, key=_by_numbers):
+            for name in sorted(regressions, key=lambda each: (each.count("="), _by_numbers(each))):
                 row = outcomes.raw(name)[0]["rows"][0]
                 body.append(
                     (name.removeprefix("regress "), *(row[k] for k in ("train", "test", "test_se", "rho", "fitted")))
                 )
             values = outcomes.raw(regressions[0])[0]
-            for name in dict.fromkeys(name.split()[1] for name in sorted(regressions, key=_by_numbers)):
+            for name in dict.fromkeys(
+                name.split()[1] for name in sorted(regressions, key=lambda each: (each.count("="), _by_numbers(each)))
+            ):
                 values = outcomes.raw(next(full for full in regressions if full.split()[1] == name))[0]
                 shortest = values["minimum_norm"]
                 body.append((f"{name} least norm", *(shortest[k] for k in ("train", "test", "test_se", "rho")), None))
                 body.append((f"{name} truth", None, 0.0, None, values["true_rank"], None))
             columns = ("rank, factors", "training error", "test error", "its s.e.", "effective rank", "fitted")
             tables["Deep linear regression, mean of draws"] = (columns, body)
-        lines = [name for name in outcomes.names() if name.startswith("optimizer ")]
-        if lines:
-            body = [
-                tuple(row[k] for k in ("optimizer", "depth", "reached", "rho", "test", "steps"))
-                for name in lines for row in outcomes.raw(name)[0]["rows"]
-            ]  # fmt: skip
-            columns = ("optimizer", "factors", "reached the target", "effective rank there", "test error", "steps")
-            tables["Optimisers at one training error"] = (columns, sorted(body))
+        for prefix, title, unit, tested in (
+            ("optimizer ", "Optimisers at one training error", "factors", "test error"),
+            ("classify ", "Optimisers at one loss, two classes of images", "hidden layers", "test accuracy"),
+        ):
+            lines = [name for name in outcomes.names() if name.startswith(prefix)]
+            if lines:
+                body = []
+                for name in lines:
+                    wide = ", width 12" if name == "classify width=12" else ""
+                    for row in outcomes.raw(name)[0]["rows"]:
+                        values = (row[k] for k in ("depth", "reached", "rho_start", "rho", "test", "steps"))
+                        body.append((row["optimizer"] + wide, *values))
+                columns = ("optimizer", unit, "reached the target", "rank at the start", "rank there", tested, "steps")
+                tables[title] = (columns, sorted(body, key=lambda row: row[:2]))
+        if sweeps := sorted((n for n in outcomes.names() if n.startswith("sweep ")), key=_by_numbers):
+            body = []
+            for name in sweeps:
+                run = outcomes.raw(name)[0]
+                tests = {row["depth"]: row["test"] for row in run["rows"]}
+                body.append((*map(int, _by_numbers(name)), *(tests[d] for d in REGRESSED), run["minimum_norm"]["test"]))
+            columns = ("rank", "samples", *map(str, REGRESSED), "least norm")
+            tables["Deep linear regression: test error by factors, 32 draws"] = (columns, body)
         searched = [name for name in outcomes.names() if name.startswith("search ")]
         if searched:
             columns = ("layers", "kept", "share without an error", "rank of those", "of all", "their test accuracy")
@@ -384,15 +445,17 @@ class LowRankStudy(Study):
             tables["Random search: networks without a training error"] = (columns, sorted(body))
         kernels = [name for name in outcomes.names() if name.startswith("kernels ")]
         if kernels:
-            columns = ("hidden layers", "test", "training", "Gram rank at first", "after", "cophenetic correlation",
+            columns = ("networks", "test", "training", "Gram rank at first", "after", "cophenetic correlation",
                        "cosine within classes", "between")  # fmt: skip
             body = []
             for name in sorted(kernels, key=_by_numbers):
                 runs = outcomes.raw(name)
                 first = statistics.fmean(run["history"][0]["gram_rank"] for run in runs)
                 rest = [_mean_of(runs, k) for k in ("gram_rank", "cophenetic", "within", "between")]
-                body.append((_by_numbers(name)[0], _mean_of(runs, "accuracy"), _mean_of(runs, "train"), first, *rest))
-            tables["Kernels of trained perceptrons (rank on 256 test images, the rest on 64), mean of seeds"] = (
+                body.append(
+                    (name.removeprefix("kernels "), _mean_of(runs, "accuracy"), _mean_of(runs, "train"), first, *rest)
+                )
+            tables["Kernels of trained perceptrons (rank on 512 test images, the rest on 64), mean of seeds"] = (
                 columns,
                 body,
             )
@@ -417,7 +480,7 @@ class LowRankStudy(Study):
         trained = [
             name
             for name in outcomes.names()
-            if not name.startswith("compare ") and all("hidden_ranks" in run for run in outcomes.raw(name))
+            if not name.startswith("compare ") and all("ranks_at_first" in run for run in outcomes.raw(name))
         ]
         if trained:
             columns = ("network", "held out", "test", "training", "rank of hidden weights at first", "after training",
@@ -452,7 +515,7 @@ def work(settings: Mapping[str, Any]) -> float:
     study = settings.get("study")
     if study == "regress":
         return settings["draws"] * settings["steps"] * depth / 2e4
-    if study == "optimizers":
+    if study in ("optimizers", "classified"):
         return 30.0
     if study == "search":
         return 10.0 * depth
@@ -463,8 +526,8 @@ def work(settings: Mapping[str, Any]) -> float:
     return 1e3 if settings.get("data") == "cifar10" else 10.0
 
 
-def _by_numbers(name: str) -> tuple[int, ...]:
-    return tuple(int(part.rpartition("=")[2]) for part in name.split()[1:])
+def _by_numbers(name: str) -> tuple[float, ...]:
+    return tuple(float(part.rpartition("=")[2]) for part in name.split()[1:])
 
 
 def _mean_of(runs: Sequence[Mapping[str, Any]], metric: str) -> float:
@@ -482,9 +545,11 @@ def smoke_share(outcomes: Outcomes) -> list[float]:
         if "history" in run:
             first, last = run["history"][0], run["history"][-1]
             good.append(last["train_loss"] < first["train_loss"])
-        else:
-            numbers = [value for row in run["rows"] for value in row.values() if isinstance(value, (int, float))]
-            good.append(bool(numbers) and all(math.isfinite(value) for value in numbers))
+            continue
+        rows = run.get("rows", [run])
+        numbers = [value for row in rows for value in row.values() if isinstance(value, (int, float))]
+        arrived = all(row.get("rho", 0.0) is not None for row in rows)  # every optimiser has
+        good.append(bool(numbers) and arrived and all(math.isfinite(value) for value in numbers))
     return [sum(good) / len(good)]
 
 
@@ -540,9 +605,22 @@ def regress_rank_step(outcomes: Outcomes) -> list[float]:
     return [min(a - b for a, b in itertools.pairwise(means))]
 
 
+def regress_too_deep(outcomes: Outcomes) -> list[float]:
+    """Test error of sixteen factors over that of the best depth."""
+    return [regressed(outcomes, 16)["test"] / min(regressed(outcomes, d)["test"] for d in REGRESSED)]
+
+
+def start_drop(outcomes: Outcomes, name: str) -> float:
+    """What depth takes off the rank before the first step: the smallest depth less the largest."""
+    rows = outcomes.raw(name)[0]["rows"]
+    if any(row["rho_start"] is None for row in (rows[0], rows[-1])):
+        raise Missing(name)
+    return rows[0]["rho_start"] - rows[-1]["rho_start"]
+
+
 def optimizer_drop(outcomes: Outcomes, name: str) -> float:
     """Rank at the smallest depth less that at the largest; -inf where half of the draws did not reach the target."""
-    rows = outcomes.raw(f"optimizer {name}")[0]["rows"]
+    rows = outcomes.raw(name)[0]["rows"]
     first, last = rows[0], rows[-1]
     if any(row["reached"] < 0.5 for row in (first, last)):
         return -math.inf

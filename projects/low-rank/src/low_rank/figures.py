@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +127,8 @@ def regression(path: Path, values: Mapping[str, Any], title: str = "") -> Path:
             axis.axhline(values["minimum_norm"][name], color="0.4", linestyle="--", label="fit of least norm")
             axis.set(xlabel="factors", ylabel=what)
         axes[1].axhline(values["true_rank"], color="k", linestyle=":", label="truth")
+        if all("rho_start" in row for row in rows):
+            axes[1].plot(depths, [row["rho_start"] for row in rows], "C0--", linewidth=1, label="before training")
         axes[0].set(title=title)
         axes[0].legend(fontsize=7)
         axes[1].legend(fontsize=7)
@@ -136,24 +138,35 @@ def regression(path: Path, values: Mapping[str, Any], title: str = "") -> Path:
 
 
 def trajectories(path: Path, values: Mapping[str, Any]) -> Path:
-    """The largest singular values of one draw's product over the steps, a panel a depth; the truth as marks."""
+    """All singular values of the product over the steps, a panel a depth: those of the first draw, and below them their
+    means over draws; the true ones as marks."""
     paths = values["trajectories"]
+    kinds = [("singular_values", "true_singular_values", "first draw"), ("mean", "true_mean", "mean of draws")]
+    kinds = [kind for kind in kinds if all(kind[0] in found for found in paths.values())]
     columns = min(4, len(paths))
     rows = -(-len(paths) // columns)
-    with figure(path, rows, columns, figsize=(2.8 * columns, 2.6 * rows), squeeze=False, sharey=True) as (_, axes):
-        for axis, (depth, found) in zip(axes.flat, paths.items(), strict=False):
-            axis.plot(found["steps"], found["singular_values"], linewidth=1)
-            for value in values["true_singular_values"]:
-                axis.axhline(value, color="0.6", linestyle=":", linewidth=0.7)
-            axis.set(title=f"{depth} factors", xlabel="step")
-        axes[0][0].set(ylabel="singular value")
-        for axis in axes.flat[len(paths) :]:
+    count = rows * len(kinds)
+    with figure(path, count, columns, figsize=(2.8 * columns, 2.4 * count), squeeze=False, sharey=True) as (_, axes):
+        for axis in axes.flat:
             axis.set_visible(False)
+        for place, (depth, found) in enumerate(paths.items()):
+            for below, (name, truth, what) in enumerate(kinds):
+                axis = axes[len(kinds) * (place // columns) + below][place % columns]
+                axis.set_visible(True)
+                axis.plot(found["steps"], found[name], linewidth=0.8)
+                for value in values.get(truth, ()):
+                    axis.axhline(value, color="0.6", linestyle=":", linewidth=0.7)
+                axis.set(title=f"{depth} factors, {what}", xlabel="step")
+        for row in axes:
+            row[0].set(ylabel="singular value")
     return path.with_suffix(".png")
 
 
-def lines(path: Path, rows: Sequence[Mapping[str, Any]], title: str = "") -> Path:
-    """Rank against depth, one line an optimiser; hollow where fewer than half of the draws reached the target."""
+def lines(
+    path: Path, rows: Sequence[Mapping[str, Any]], title: str = "", xlabel: str = "factors", ylabel: str = RANK
+) -> Path:
+    """Rank against depth, one line an optimiser; hollow where fewer than half of the draws reached the target. Dashed
+    the rank before training, which is the same for all of them."""
     with figure(path, figsize=(5.4, 3.8)) as (_, axes):
         for place, name in enumerate(dict.fromkeys(row["optimizer"] for row in rows)):
             own = [row for row in rows if row["optimizer"] == name and row["rho"] is not None]
@@ -162,48 +175,106 @@ def lines(path: Path, rows: Sequence[Mapping[str, Any]], title: str = "") -> Pat
                 face = f"C{place}" if row["reached"] >= 0.5 else "white"
                 axes.plot(row["depth"], row["rho"], "o", color=f"C{place}", markerfacecolor=face)
         depths = sorted({row["depth"] for row in rows})
-        axes.set(xscale="log", xlabel="factors", ylabel=RANK, title=title)
+        started: dict[int, Any] = {}
+        for row in sorted(rows, key=lambda row: row["reached"]):  # last that of which most draws arrived
+            if row.get("rho_start") is not None:
+                started[row["depth"]] = row["rho_start"]
+        if started:
+            axes.plot(sorted(started), [started[d] for d in sorted(started)], "k--", linewidth=1, label="at the start")
+        axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel, title=title)
         axes.set_xticks(depths, [str(d) for d in depths])
         axes.minorticks_off()
         axes.legend(fontsize=7)
     return path.with_suffix(".png")
 
 
+def _styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Networks by name to (colour, line): a colour a depth, a line a kind of what the name says after it."""
+    names = list(names)
+    depths = list(dict.fromkeys(name.partition(", ")[0] for name in names))
+    kinds = list(dict.fromkeys(name.partition(", ")[2] for name in names))
+    styles = ("-", "--", ":", "-.")
+    return {
+        name: (f"C{depths.index(depth)}", styles[kinds.index(kind) % 4])
+        for name in names
+        for depth, _, kind in [name.partition(", ")]
+    }
+
+
+def _layers(names: Iterable[str]) -> str:
+    """Title of a legend of networks: numbers are depths."""
+    return "hidden layers" if all(name[:1].isdigit() for name in names) else "network"
+
+
 def kernel_curves(path: Path, networks: Mapping[str, Sequence[Mapping[str, Any]]]) -> Path:
-    """Rank of the last hidden layer's Gram matrix over training, and of every layer's after it; a line a depth, mean of
-    seeds."""
+    """Rank of the last hidden layer's Gram matrix over training, and of every layer's after it (thin: before it); a
+    line a network, mean of seeds."""
+    styles = _styles(networks)
     with figure(path, 1, 2, figsize=(9, 3.6)) as (_, axes):
-        for place, (depth, runs) in enumerate(networks.items()):
-            steps = [row["step"] for row in runs[0]["history"]]
+        time = "epoch" if all("epoch" in run["history"][0] for runs in networks.values() for run in runs) else "step"
+        for name, runs in networks.items():
+            colour, line = styles[name]
+            at = [row[time] for row in runs[0]["history"]]
             ranks = np.array([[row["gram_rank"] for row in run["history"]] for run in runs])
-            axes[0].plot(steps, ranks.mean(0), color=f"C{place}", label=depth)
-            axes[0].fill_between(steps, ranks.min(0), ranks.max(0), color=f"C{place}", alpha=0.15, linewidth=0)
-            layers = np.array([run["layer_ranks"] for run in runs]).mean(0)
-            axes[1].plot(np.arange(1, len(layers) + 1), layers, "o-", markersize=3, color=f"C{place}", label=depth)
-        axes[0].set(xlabel="step", ylabel=GRAM_RANK, title="last hidden layer, test images")
-        axes[1].set(xlabel="hidden layer", title="every layer, after training")
-        axes[0].legend(title="hidden layers", fontsize=7)
+            axes[0].plot(at, ranks.mean(0), color=colour, linestyle=line, label=name)
+            axes[0].fill_between(at, ranks.min(0), ranks.max(0), color=colour, alpha=0.15, linewidth=0)
+            for key, width in (("layer_ranks", 1.5), ("layer_ranks_first", 0.6)):
+                if all(key in run for run in runs):
+                    layers = np.array([run[key] for run in runs]).mean(0)
+                    axes[1].plot(np.arange(1, len(layers) + 1), layers, marker="o", markersize=1.5 + width,
+                                 color=colour, linestyle=line, linewidth=width)  # fmt: skip
+        axes[0].set(xlabel=time, ylabel=GRAM_RANK, title="last hidden layer, test images")
+        axes[1].set(xlabel="hidden layer", title="every layer, after training (thin: before)")
+        axes[0].legend(title=_layers(networks), fontsize=7)
+    return path.with_suffix(".png")
+
+
+def rank_against_depth(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Rank of the last hidden layer's Gram matrix against the number of layers, before training (dashed) and after it;
+    a colour a kind of skips."""
+    with figure(path, figsize=(5, 3.6)) as (_, axes):
+        for place, skip in enumerate(dict.fromkeys(row["skip"] for row in rows)):
+            own = [row for row in rows if row["skip"] == skip]
+            label = f"skips around {skip}" if skip else "no skips"
+            for key, line in (("gram_rank", "o-"), ("first_rank", "--")):
+                axes.plot([row["depth"] for row in own], [row[key] for row in own], line, color=f"C{place}",
+                          label=label if key == "gram_rank" else None)  # fmt: skip
+        depths = sorted({row["depth"] for row in rows})
+        axes.set(xscale="log", xlabel="hidden layers", ylabel=GRAM_RANK, title="after training; dashed: before")
+        axes.set_xticks(depths, [str(d) for d in depths])
+        axes.minorticks_off()
+        axes.legend(fontsize=7)
     return path.with_suffix(".png")
 
 
 def ordered_grams(path: Path, grams: Mapping[str, Sequence[Sequence[float]]]) -> Path:
     """Gram matrices of cosines, images in the order of their tree."""
-    with figure(path, 1, len(grams), figsize=(2.7 * len(grams), 2.9), squeeze=False) as (_, axes):
-        for axis, (depth, matrix) in zip(axes[0], grams.items(), strict=True):
+    columns = min(5, len(grams))
+    rows = -(-len(grams) // columns)
+    with figure(path, rows, columns, figsize=(2.7 * columns, 2.9 * rows), squeeze=False) as (_, axes):
+        for axis, (name, matrix) in zip(axes.flat, grams.items(), strict=False):
             axis.imshow(np.array(matrix), vmin=-1, vmax=1, cmap="RdBu_r")
             axis.grid(False)
-            axis.set(title=f"{depth} hidden layers", xticks=[], yticks=[])
+            depth, comma, rest = name.partition(", ")
+            title = f"{depth} hidden layers{comma}{rest}" if depth.isdigit() else name
+            axis.set(title=title, xticks=[], yticks=[])
+        for axis in axes.flat[len(grams) :]:
+            axis.set_visible(False)
     return path.with_suffix(".png")
 
 
 def accuracy_against_rank(path: Path, networks: Mapping[str, Sequence[Mapping[str, Any]]]) -> Path:
-    """Test accuracy against the rank of the Gram matrix, a dot a network."""
+    """Test accuracy against the rank of the Gram matrix, a dot a network, a colour a depth."""
+    styles = _styles(networks)
+    named = set()
     with figure(path, figsize=(4.8, 3.6)) as (_, axes):
-        for place, (depth, runs) in enumerate(networks.items()):
-            axes.plot([run["gram_rank"] for run in runs], [run["accuracy"] for run in runs], "o", color=f"C{place}",
-                      label=depth)  # fmt: skip
+        for name, runs in networks.items():
+            depth = name.partition(", ")[0]
+            axes.plot([run["gram_rank"] for run in runs], [run["accuracy"] for run in runs], "o", markersize=4,
+                      color=styles[name][0], label=None if depth in named else depth)  # fmt: skip
+            named.add(depth)
         axes.set(xlabel=GRAM_RANK, ylabel="test accuracy")
-        axes.legend(title="hidden layers", fontsize=7)
+        axes.legend(title=_layers(networks), fontsize=7)
     return path.with_suffix(".png")
 
 

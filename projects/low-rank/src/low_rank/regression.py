@@ -60,6 +60,7 @@ class Fit:
             the map, the same on new samples, effective rank. fitted_at: [B] first step with a training error below
             `FITTED`, nan where there is none.
         steps: [T] at which the trajectory was looked at. singular_values: [T, B, n] then.
+        rho_start: [B] effective rank before training; nan where there was none.
     """
 
     P: Tensor
@@ -70,6 +71,7 @@ class Fit:
     fitted_at: Tensor
     steps: Tensor
     singular_values: Tensor
+    rho_start: Tensor
 
 
 def draw_problem(
@@ -88,7 +90,7 @@ def draw_problem(
     check_range("--rank", rank, 1, n)
     check_range("--samples", samples, 1)
     check_range("--draws", draws, 1)
-    check_range("--noise", noise, 0)
+    check_range("--noise", noise, 0, open_high=True)
     if samples >= n:
         warnings.warn(
             f"{samples} samples of {n} dimensions determine the map: every depth finds the same.", stacklevel=2
@@ -110,7 +112,7 @@ def draw_factors(n: int, depth: int, draws: int, generator: torch.Generator, gai
         UserError: a depth below 1.
     """
     check_range("--depth", depth, 1)
-    check_range("--gain", gain, 0, open_low=True)
+    check_range("--gain", gain, 0, open_low=True, open_high=True)
     scale = gain / math.sqrt(n)
     return [scale * torch.randn(draws, n, n, generator=generator, dtype=torch.float64) for _ in range(depth)]
 
@@ -141,7 +143,8 @@ def minimum_norm(problem: Problem) -> Fit:
     """The fit of least Frobenius norm, Y X^+: what a single matrix started at zero would find."""
     P = problem.Y @ torch.linalg.pinv(problem.X)
     none = torch.zeros(0)
-    return _summed_up(P, problem, torch.zeros(problem.draws), none, none)
+    start = torch.full((problem.draws,), math.nan, dtype=torch.float64)
+    return _summed_up(P, problem, torch.zeros(problem.draws), none, none, start)
 
 
 def regress(
@@ -167,11 +170,14 @@ def regress(
         optimizer: another one, made of the factors; its learning rate follows the same cosine.
 
     Raises:
-        UserError: numbers out of range. RunFailed: a loss that is not finite, with depth and step.
+        UserError: numbers out of range; a product that vanishes in this precision. RunFailed: a loss that is not
+            finite, with depth and step.
     """
     check_range("--steps", steps, 1)
-    check_range("--lr", lr, 0, open_low=True)
+    check_range("--lr", lr, 0, open_low=True, open_high=True)
     ws = draw_factors(problem.n, depth, problem.draws, generator, gain)
+    _check_size(ws, dtype, gain)
+    start = effective_rank(product(ws))
     ws = [w.to(device, dtype).requires_grad_() for w in ws]
     X, Y = problem.X.to(device, dtype), problem.Y.to(device, dtype)
     rule = torch.optim.Adam(ws, lr=lr, foreach=True) if optimizer is None else optimizer(ws)
@@ -218,10 +224,23 @@ def regress(
             look(steps)
         P = product([w.detach().double() for w in ws]).cpu()
     kept = torch.stack(seen) if seen else torch.zeros(0)
-    return _summed_up(P, problem, fitted_at, torch.tensor(at), kept)
+    return _summed_up(P, problem, fitted_at, torch.tensor(at), kept, start)
 
 
-def _summed_up(P: Tensor, problem: Problem, fitted_at: Tensor, steps: Tensor, singular_values: Tensor) -> Fit:
+def _check_size(ws: Sequence[Tensor], dtype: torch.dtype, gain: float) -> None:
+    """Refuse factors whose product is smaller than any normal number of a precision: nothing would train."""
+    largest = product([w.to(dtype) for w in ws]).abs().amax(dim=(-2, -1))
+    lost = int((largest < torch.finfo(dtype).tiny).sum())
+    if lost:
+        name = str(dtype).removeprefix("torch.")
+        valid = f"a depth at which no product vanishes in {name} ({lost} of {len(largest)} did)"
+        more = "" if dtype == torch.float64 else ", or train in double precision with --double"
+        raise UserError("--depths", len(ws), valid, f"Raise --gain, which is {gain:g}{more}.")
+
+
+def _summed_up(
+    P: Tensor, problem: Problem, fitted_at: Tensor, steps: Tensor, singular_values: Tensor, rho_start: Tensor
+) -> Fit:
     return Fit(
         P=P,
         train=training_error([P], problem.X, problem.Y),
@@ -231,6 +250,7 @@ def _summed_up(P: Tensor, problem: Problem, fitted_at: Tensor, steps: Tensor, si
         fitted_at=fitted_at,
         steps=steps,
         singular_values=singular_values,
+        rho_start=rho_start,
     )
 
 

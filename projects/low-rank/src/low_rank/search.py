@@ -354,6 +354,7 @@ def cma_search(
     diagonal: bool = False,
     activation: str = "relu",
     residual: str = "none",
+    start: Classifiers | None = None,
 ) -> Evolved:
     """CMA-ES (Hansen and Ostermeier, 2001; the package `cma`) on all weights of one network, from a random start.
 
@@ -366,23 +367,24 @@ def cma_search(
         max_evaluations: networks to look at, at most (a generation is finished).
         step: the first step size. population: networks a generation; default: that of the package.
         diagonal: adapt the variances alone, which takes less time for many parameters.
+        start: begin at this one network; width, depth, activation and residual are then its own.
 
     Raises:
         UserError: the package is missing; more than 2,000 parameters; unknown names; numbers out of range.
     """
-    net = Architecture(data.x_train.shape[1], width, depth, activation, residual)
+    net = Architecture(data.x_train.shape[1], width, depth, activation, residual) if start is None else start.net
     check_choice("loss", loss, LOSSES)
     check_range("target", target, 0)
     check_range("max_evaluations", max_evaluations, 1)
     check_range("step", step, 0, open_low=True)
     check_range("population", population, 2)
-    count = net.parameters + width
+    count = net.parameters + net.width
     if count > MOST:
-        valid = f"at most {MOST:,} ({width=}, {depth=}, {net.inputs} pixels)"
+        valid = f"at most {MOST:,} (width={net.width}, depth={net.depth}, {net.inputs} pixels)"
         raise UserError("parameters of CMA-ES", f"{count:,}", valid, "Take a smaller --width or depth.")
     cma = need_cma()
     generator = _generator(generator, data)
-    start = draw_classifiers(net, 1, generator, dtype=data.x_train.dtype)
+    start = draw_classifiers(net, 1, generator, dtype=data.x_train.dtype) if start is None else start
     scale = _scale(start)
     # A stream of the package's own: its default is NumPy's global one.
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))

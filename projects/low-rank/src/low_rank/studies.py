@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from low_rank.classification import TEST, spaced
 from low_rank.config import OptimizersConfig, RegressConfig, VolumeConfig
-from low_rank.optimizers import fit_to_target
+from low_rank.optimizers import Matched, classify_to_target, fit_to_target, starts
 from low_rank.random_networks import Architecture, dominance, draw_weights, end_to_end, gram_ranks, product_ranks
 from low_rank.rank import effective_rank, gram_effective_rank
 from low_rank.regression import draw_problem, minimum_norm, regress
@@ -40,7 +40,6 @@ KEPT = 200  # points of a distribution function that are kept
 LOOKS = 40  # at singular values, over a regression
 SEARCH_WIDTH = 32  # of networks that random search draws
 CMA_WIDTH, CMA_TARGET, CMA_EVALUATIONS = 12, 0.1, 60_000
-LINES = 6  # singular values a draw that are kept of each look
 
 
 def inputs(data: str, images: int, root: Path | None, seed: int = 0) -> Tensor:
@@ -125,7 +124,12 @@ def _seed(seed: int, *parts: int) -> int:
 
 
 def regression(config: RegressConfig) -> dict[str, Any]:
-    """Deep linear regression at every depth, and the fit of least norm: means over draws and standard errors."""
+    """Deep linear regression at every depth, and the fit of least norm: means over draws and standard errors.
+
+    Returns: `rows`, one a depth, with `rho_start`, the rank before training, beside `rho`; `minimum_norm`, the same
+    without it; `trajectories`, of each depth all singular values over the steps, of the first draw and their means over
+    draws; the true ones of the first draw and their means; `true_rank`.
+    """
     device = choose_device(config.device)
     problem = draw_problem(
         config.n,
@@ -135,32 +139,43 @@ def regression(config: RegressConfig) -> dict[str, Any]:
         torch.Generator().manual_seed(config.seed),
         noise=config.noise,
     )
+    dtype = torch.float64 if config.double else torch.float32
+    if config.double and device.type == "mps":
+        raise UserError("--double", "mps", "another --device, which has double precision")
     rows, paths = [], {}
     for depth in tqdm(config.depths, unit="depth", disable=True if config.quiet else None, desc="regress"):
         fit = regress(
             problem, depth, torch.Generator().manual_seed(_seed(config.seed, depth)), steps=config.steps, lr=config.lr,
-            gain=config.gain, looks=LOOKS, device=device, quiet=config.quiet,
+            gain=config.gain, looks=LOOKS, dtype=dtype, device=device, quiet=config.quiet,
         )  # fmt: skip
         rows.append({"depth": depth, **_summary(fit)})
         paths[str(depth)] = {
             "steps": fit.steps.tolist(),
-            "singular_values": fit.singular_values[:, 0, :LINES].tolist(),
+            "singular_values": _digits(fit.singular_values[:, 0]),
+            "mean": _digits(fit.singular_values.mean(dim=1)),
         }
-    shortest = minimum_norm(problem)
-    truth = [float(value) for value in torch.linalg.svdvals(problem.A[0])[:LINES]]
+    truth = torch.linalg.svdvals(problem.A)
     return {
         "rows": rows,
-        "minimum_norm": _summary(shortest),
+        "minimum_norm": _summary(minimum_norm(problem)),
         "true_rank": float(effective_rank(problem.A).mean()),
         "trajectories": paths,
-        "true_singular_values": truth,
+        "true_singular_values": truth[0].tolist(),
+        "true_mean": truth.mean(dim=0).tolist(),
     }
+
+
+def _digits(values: Tensor) -> list[list[float]]:
+    """Rows of numbers, to the six digits that a figure needs."""
+    return [[float(f"{value:.6g}") for value in row] for row in values.tolist()]
 
 
 def _summary(fit: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name in ("train", "test", "test_sampled", "rho"):
+    for name in ("train", "test", "test_sampled", "rho", "rho_start"):
         value: Tensor = getattr(fit, name)
+        if bool(value.isnan().all()):
+            continue  # the fit of least norm starts nowhere
         found[name] = float(value.mean())
         found[name + "_se"] = float(value.std(correction=1)) / math.sqrt(len(value)) if len(value) > 1 else 0.0
         found[name + "_all"] = value.tolist()
@@ -181,22 +196,67 @@ def optimisers(config: OptimizersConfig) -> dict[str, Any]:
         found = fit_to_target(
             problem, depth, name, target=config.target, steps=config.steps, seed=_seed(config.seed, depth)
         )
-        there = found.steps.isfinite()
-        rates = found.rate[there & found.rate.isfinite()]
-        rows.append(
-            {
-                "optimizer": name, "depth": depth, "reached": found.reached, "rate": _mean(rates),
-                "rho": _mean(found.rho[there]), "test": _mean(found.test[there]), "steps": _mean(found.steps[there]),
-            }
-        )  # fmt: skip
+        rows.append({"optimizer": name, "depth": depth, **_there(found)})
     return {"rows": rows}
 
 
-def pair_of(config: OptimizersConfig) -> TwoClass:
-    """Eight images of two classes to be told apart, and others to look at the networks with."""
+def _there(found: Matched) -> dict[str, Any]:
+    """Means over the draws that arrived; of what they were before training too, so that the two stand side by side."""
+    there = found.steps.isfinite()
+    return {
+        "reached": found.reached, "rate": _mean(found.rate[there & found.rate.isfinite()]),
+        "rho": _mean(found.rho[there]), "rho_start": _mean(found.rho_start[there]), "test": _mean(found.test[there]),
+        "error": _mean(found.error[there]), "steps": _mean(found.steps[there]),
+    }  # fmt: skip
+
+
+def pair_of(config: OptimizersConfig, train: int = 8) -> TwoClass:
+    """Images of two classes to be told apart, and others to look at the networks with."""
     data = load(config.data, data_root(config.data_root), seed=config.seed)
     x, y = torch.cat([data.x_train, data.x_test]), torch.cat([data.y_train, data.y_test])
-    return two_class(x, y, seed=config.seed)
+    return two_class(x, y, config.classes, train=train, seed=config.seed)
+
+
+def classified(config: OptimizersConfig) -> dict[str, Any]:
+    """Every optimiser on networks of every depth that are to tell two classes of images apart, from the same starts;
+    compared where a network first makes no training error at a logistic loss of `--loss`. CMA-ES too, on the first
+    `--cma` of the starts, where they have few enough weights.
+
+    Returns: `rows`, one an optimiser and depth: `rho` and `rho_start` of the Gram matrix of the last hidden layer on
+    the probe images, `test` accuracy, `error`, the loss there.
+    """
+    pair = pair_of(config, config.images).to(dtype=torch.float64)
+    count = max(config.draws, config.cma)
+    begin = {depth: starts(pair, depth, config.width, count, _seed(config.seed, depth)) for depth in config.depths}
+    rows = []
+    pairs = [(name, depth) for name in config.optimizers for depth in config.depths]
+    for name, depth in tqdm(pairs, unit="line", disable=True if config.quiet else None, desc="classification"):
+        nets, seed = begin[depth][: config.draws], _seed(config.seed, depth)
+        found = classify_to_target(pair, nets, name, target=config.loss, steps=config.steps, seed=seed)
+        rows.append({"optimizer": name, "depth": depth, **_there(found)})
+    depths = evolvable(config, pair, config.width) if config.cma else []
+    runs = [(depth, run) for depth in depths for run in range(config.cma)]
+    evolved: dict[int, list[Evolved]] = {}
+    begun: dict[int, list[float]] = {}
+    for depth, run in tqdm(runs, unit="run", disable=True if config.quiet or not runs else None, desc="cma"):
+        nets = begin[depth][run : run + 1]
+        generator = torch.Generator().manual_seed(_seed(config.seed, depth, run))
+        evolved.setdefault(depth, []).append(
+            cma_search(pair, depth, generator, target=config.loss, max_evaluations=CMA_EVALUATIONS, start=nets)
+        )
+        begun.setdefault(depth, []).append(float(nets.ranks(pair.x_probe)))
+    for depth, own in evolved.items():
+        there = [(run, start) for run, start in zip(own, begun[depth], strict=True) if run.reached]
+        rows.append(
+            {
+                "optimizer": "cma", "depth": depth, "reached": len(there) / len(own), "rate": None,
+                "rho": _fmean(run.rank for run, _ in there), "rho_start": _fmean(start for _, start in there),
+                "test": _fmean(run.accuracy for run, _ in there), "error": _fmean(run.loss for run, _ in there),
+                "steps": _fmean(len(run.history) for run, _ in there),
+                "evaluations": _fmean(run.evaluations for run, _ in there),
+            }
+        )  # fmt: skip
+    return {"rows": rows}
 
 
 def search_rows(config: OptimizersConfig) -> dict[str, Any]:
@@ -224,17 +284,19 @@ def search_rows(config: OptimizersConfig) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def evolvable(config: OptimizersConfig, pair: TwoClass) -> list[int]:
-    """The depths whose networks have few enough weights for CMA-ES.
+def evolvable(config: OptimizersConfig, pair: TwoClass, width: int) -> list[int]:
+    """The depths whose networks of this width have few enough weights for CMA-ES.
 
     Raises:
         UserError: there is none, or the package is missing.
     """
     need_cma()
     inputs = pair.x_train.shape[1]
-    few = [d for d in config.depths if Architecture(inputs, CMA_WIDTH, d).parameters + CMA_WIDTH <= MOST]
+    few = [d for d in config.depths if Architecture(inputs, width, d).parameters + width <= MOST]
     if not few:
-        raise UserError("--depths", list(config.depths), f"one whose network has at most {MOST:,} weights, with --cma")
+        valid = f"one whose network of width {width} has at most {MOST:,} weights, with --cma"
+        hint = "" if width == CMA_WIDTH else f"Take a smaller --width: {CMA_WIDTH}."
+        raise UserError("--depths", list(config.depths), valid, hint)
     return few
 
 
@@ -245,7 +307,7 @@ def cma_rows(config: OptimizersConfig) -> dict[str, Any]:
     """
     pair = pair_of(config)
     rows = []
-    pairs = [(depth, run) for depth in evolvable(config, pair) for run in range(config.cma)]
+    pairs = [(depth, run) for depth in evolvable(config, pair, CMA_WIDTH) for run in range(config.cma)]
     found: dict[int, list[Evolved]] = {}
     for depth, run in tqdm(pairs, unit="run", disable=True if config.quiet else None, desc="cma"):
         generator = torch.Generator().manual_seed(_seed(config.seed, depth, run))
@@ -270,8 +332,8 @@ def searches(config: OptimizersConfig) -> dict[str, Any] | None:
 
 
 def evolved(config: OptimizersConfig) -> dict[str, Any] | None:
-    """CMA-ES as `optimizers --cma` asks for it."""
-    return cma_rows(config) if config.cma else None
+    """CMA-ES as `optimizers --cma` asks for it; with a classification it is an optimiser of that."""
+    return cma_rows(config) if config.cma and config.problem == "regression" else None
 
 
 def drop(rows: Sequence[Mapping[str, Any]], optimizer: str) -> float:
@@ -289,6 +351,11 @@ def _finite(value: float) -> float | None:
 
 def _error(values: Tensor) -> float | None:
     return float(values.std(correction=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def _fmean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return statistics.fmean(found) if found else None
 
 
 def _mean(values: Tensor) -> float | None:

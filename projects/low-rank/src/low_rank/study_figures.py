@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +29,32 @@ def draw(outcomes: Outcomes, folder: Path) -> list[Path]:
         drawn.append(figures.density(folder / "density", sampled, n))
     if sum(name.startswith("volume ") for name in names) > 3:
         drawn.append(exceptions(folder / "exceptions", outcomes))
-    regressions = [name for name in names if name.startswith("regress r=2 ")]
+    regressions = [name for name in names if name.startswith("regress r=2 d=")]
     if len(regressions) > 1:
         values = _joined(outcomes, regressions)
         drawn.append(figures.regression(folder / "regression", values, "rank 2"))
         drawn.append(figures.trajectories(folder / "trajectories", values))
-    lines = [row for name in names if name.startswith("optimizer ") for row in outcomes.raw(name)[0]["rows"]]
-    if len({row["optimizer"] for row in lines}) > 1:
-        drawn.append(figures.lines(folder / "optimizers", lines))
+    for prefix, file, told in (
+        ("optimizer ", "optimizers", {}),
+        ("classify ", "classification", {"xlabel": "hidden layers", "ylabel": figures.GRAM_RANK}),
+    ):
+        own = [name for name in names if name.startswith(prefix) and "=" not in name]
+        lines = [row for name in own for row in outcomes.raw(name)[0]["rows"]]
+        if len({row["optimizer"] for row in lines}) > 1:
+            drawn.append(figures.lines(folder / file, lines, **told))
     searched = [outcomes.raw(name)[0]["rows"][0] for name in names if name.startswith("search ")]
     if len(searched) > 1:
         drawn.append(search(folder / "search", sorted(searched, key=lambda row: row["depth"])))
-    kernels = {name.rpartition("=")[2]: outcomes.raw(name) for name in names if name.startswith("kernels ")}
-    if len(kernels) > 1:
-        kernels = {depth: kernels[depth] for depth in sorted(kernels, key=int)}
+    kernels = {_kernel_name(name): list(outcomes.raw(name)) for name in names if name.startswith("kernels ")}
+    plain = {depth: kernels[depth] for depth in sorted((name for name in kernels if name.isdigit()), key=int)}
+    if len(plain) > 1:
         drawn += [
-            figures.kernel_curves(folder / "kernels", kernels),
-            figures.ordered_grams(folder / "ordered", {depth: runs[0]["gram"] for depth, runs in kernels.items()}),
-            figures.accuracy_against_rank(folder / "accuracy", kernels),
+            figures.kernel_curves(folder / "kernels", plain),
+            figures.ordered_grams(folder / "ordered", {depth: runs[0]["gram"] for depth, runs in plain.items()}),
+            figures.accuracy_against_rank(folder / "accuracy", {**plain, **kernels}),
         ]
+        if rows := _by_skip(kernels):
+            drawn.append(figures.rank_against_depth(folder / "skips", rows))
     if rows := compared(outcomes):
         drawn.append(figures.bars(folder / "compare", [{**row, "test_se": row.get("se", 0.0)} for row in rows]))
     shown = {at_best_rate(outcomes, name.partition(", lr ")[0]) if ", lr " in name else name for name in names}
@@ -56,6 +64,26 @@ def draw(outcomes: Outcomes, folder: Path) -> list[Path]:
         if len(own) > 1:
             drawn.append(spectra(folder / f"{stem}-spectra", own))
     return drawn
+
+
+def _kernel_name(name: str) -> str:
+    """`kernels d=4 skip=1` as the figures want it: the depth, then what else there is."""
+    return name.removeprefix("kernels d=").replace(" ", ", ", 1)
+
+
+def _by_skip(kernels: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Rank of the Gram matrix before and after training, by depth and skips; empty without skips."""
+    rows = []
+    for name, runs in kernels.items():
+        depth, _, rest = name.partition(", ")
+        if rest and not rest.startswith("skip="):
+            continue
+        first = float(np.mean([run["history"][0]["gram_rank"] for run in runs]))
+        last = float(np.mean([run["gram_rank"] for run in runs]))
+        skip = int(rest.removeprefix("skip=") or 0)
+        rows.append({"depth": int(depth), "skip": skip, "first_rank": first, "gram_rank": last})
+    rows.sort(key=lambda row: (row["skip"], row["depth"]))
+    return rows if any(row["skip"] for row in rows) else []
 
 
 def exceptions(path: Path, outcomes: Outcomes) -> Path:

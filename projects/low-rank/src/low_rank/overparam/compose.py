@@ -10,7 +10,9 @@ Dimension letters: o outputs, h hidden channels, i inputs, g groups, k taps of a
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from torch.nn import functional as F
 
 from shared.config import UserError
 
+LONG = 12  # factors whose best order is still searched for
 Affine = tuple[Tensor, Tensor | None]
 """A factor: its weight, and its bias if it has one."""
 Skips = Mapping[int, Sequence[int]]
@@ -130,11 +133,12 @@ def skip_sources(depth: int, intervals: int | Sequence[int]) -> dict[int, tuple[
         depth: d. intervals: one m or several, each in 1 ... d, or -1 for d.
 
     Raises:
-        UserError: an interval beyond the depth.
+        UserError: an interval beyond the depth, or no whole number.
     """
-    given = [intervals] if isinstance(intervals, int) else list(intervals)
+    given = list(intervals) if isinstance(intervals, Sequence) else [intervals]
     for m in given:
-        if m != -1 and not 1 <= m <= depth:
+        whole = isinstance(m, numbers.Integral) and not isinstance(m, bool)
+        if not whole or (m != -1 and not 1 <= m <= depth):
             raise UserError("residual_intervals", m, f"1 to the depth {depth}, or -1 for the whole of it")
     lengths = dict.fromkeys(depth if m == -1 else m for m in given)
     ends = {end: tuple(end - m for m in lengths if end % m == 0) for end in range(1, depth + 1)}
@@ -174,7 +178,7 @@ def collapse_graph(factors: Sequence[Affine], skips: Skips | None = None, groups
 
     With T_0 the Dirac kernel and B_0 = 0, node v has T_v = W_v * T_(v-1) + sum of T_r and B_v = W_v B_(v-1) + b_v + sum
     of B_r over the skips r that end in it; kernels are padded around their centre. Without skips the product is
-    associative, and it is taken from the cheaper end.
+    associative, and it is taken in the order of the fewest multiplications.
 
     Args:
         factors: weights [h_l, h_(l-1) / g, k, k] with biases [h_l] or None, the first one first, batch norms folded in.
@@ -197,26 +201,61 @@ def collapse_graph(factors: Sequence[Affine], skips: Skips | None = None, groups
 
 
 def _chain(factors: Sequence[Affine], groups: int) -> Affine:
-    """The product of all factors, from the end that costs fewer multiplications."""
-    shapes = [(weight.shape[0] // groups, *weight.shape[1:]) for weight, _ in factors]  # of one group
-    if _cost(shapes) <= _cost([(i, o, *size) for o, i, *size in reversed(shapes)]):
-        result = factors[0]
-        for weight, bias in factors[1:]:
-            result = compose_conv(weight, bias, *result, groups)
-        return result
-    result = factors[-1]
-    for weight, bias in reversed(factors[:-1]):
-        result = compose_conv(*result, weight, bias, groups)
-    return result
+    """The product of all factors, in the order of the fewest multiplications."""
+    sizes = [tuple(map(int, weight.shape)) for weight, _ in factors]
+    shapes = tuple((outputs // groups, *rest) for outputs, *rest in sizes)  # of one group
+    nodes = dict(enumerate(factors))
+    # A compiler warns of caches, and does this once anyway.
+    order = _order.__wrapped__ if torch.compiler.is_compiling() else _order
+    for lower, upper in order(shapes):
+        nodes[lower] = compose_conv(*nodes.pop(upper), *nodes[lower], groups)
+    return nodes[0]
 
 
-def _cost(shapes: Sequence[Sequence[int]]) -> int:
-    """Multiplications of a chain of [o, h, k, k'] that is composed from the first on."""
-    inputs, taps, total = shapes[0][1], math.prod(shapes[0][2:]), 0
-    for outputs, hidden, *size in shapes[1:]:
-        total += outputs * hidden * inputs * taps * math.prod(size)
-        taps = math.prod(effective_kernel([(taps, 1), (math.prod(size), 1)]))  # exact enough for a choice
-    return total
+@lru_cache(maxsize=1024)
+def _order(shapes: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, int], ...]:
+    """Which neighbours to compose after each other: pairs of the first factors of what is put together by then. Of more
+    than `LONG` factors, from the cheaper end.
+
+    Args:
+        shapes: (o, i, k, k') of the factors.
+    """
+    count = len(shapes)
+    if count > LONG:  # the search takes the cube of them
+        ends = {
+            tuple((0, n) for n in range(1, count)): sum(_cost(shapes, 0, n, n + 1) for n in range(count - 1)),
+            tuple((n, n + 1) for n in reversed(range(count - 1))):
+                sum(_cost(shapes, n, n, count - 1) for n in range(count - 1)),
+        }  # fmt: skip
+        return min(ends, key=lambda each: ends[each])
+    best: dict[tuple[int, int], tuple[int, int]] = {(n, n): (0, n) for n in range(count)}
+    for length in range(1, count):
+        for start in range(count - length):
+            end = start + length
+            costs = {
+                cut: best[start, cut][0] + best[cut + 1, end][0] + _cost(shapes, start, cut, end)
+                for cut in reversed(range(start, end))  # of equals, the one from the first factor on
+            }  # fmt: skip
+            cut = min(costs, key=lambda each: costs[each])
+            best[start, end] = costs[cut], cut
+
+    def steps(start: int, end: int) -> list[tuple[int, int]]:
+        if start == end:
+            return []
+        cut = best[start, end][1]
+        return [*steps(start, cut), *steps(cut + 1, end), (start, cut + 1)]
+
+    return tuple(steps(0, count - 1))
+
+
+def _cost(shapes: Sequence[Sequence[int]], start: int, cut: int, end: int) -> int:
+    """Multiplications of composing the product of factors start ... cut with that of cut + 1 ... end."""
+    first, second, both = (
+        math.prod(effective_kernel([(shape[2], shape[3]) for shape in shapes[a : b + 1]]))
+        for a, b in ((start, cut), (cut + 1, end), (start, end))
+    )  # fmt: skip
+    taps = first * second if min(first, second) == 1 else both * second  # `compose_conv` looks at zeros too
+    return shapes[end][0] * shapes[cut][0] * shapes[start][1] * taps
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:

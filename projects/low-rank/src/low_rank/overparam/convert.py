@@ -16,7 +16,7 @@ import copy
 import fnmatch
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -25,8 +25,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from low_rank.overparam.compose import effective_kernel, skip_sources
-from low_rank.overparam.layers import RELU_GAIN, Expanded, ExpandedConv2d, ExpandedLinear, Mode, kernel_list
-from shared.config import UserError, check_choice, check_range
+from low_rank.overparam.layers import (
+    RELU_GAIN,
+    Expanded,
+    ExpandedConv2d,
+    ExpandedLinear,
+    Mode,
+    check_depth,
+    check_gain,
+    check_width,
+    kernel_list,
+)
+from shared.config import UserError, check_choice
 
 Kind = Literal["linear", "conv"]
 KINDS: tuple[Kind, ...] = ("linear", "conv")
@@ -104,14 +114,15 @@ def overparameterize(
     width: float = 1.0,
     *,
     kernels: Sequence[int] | None = None,
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
-    kinds: Sequence[Kind] = KINDS,
+    include: str | Sequence[str] = ("*",),
+    exclude: str | Sequence[str] = (),
+    kinds: Kind | Sequence[Kind] = KINDS,
     batch_norm: bool = False,
     residual: int | Sequence[int] = (),
     on_mismatch: Mismatch = "refuse",
     init: Init = "reset",
     mode: Mode = "auto",
+    gain: float = RELU_GAIN,
     authors_init: bool = False,
 ) -> tuple[nn.Module, Report]:
     """A copy of a network with products of `depth` factors in the places of its linear layers and convolutions.
@@ -125,43 +136,57 @@ def overparameterize(
         kernels: one for each factor, for square convolutions of their composed kernel, and for those of their largest
             one, whose kernel then grows (3, 3 makes 5 x 5 of 3 x 3: another capacity) with its padding. Others, and all
             by default, get their own kernel first and 1 x 1 after it.
-        include, exclude: name patterns of layers, as `fnmatch` reads them.
+        include, exclude: one pattern or several for paths of layers, as `fnmatch` reads them: * is any text, dots too
+            (`layer1.*`, `*.conv2`), ? one letter, [ab] one of these. A layer that the model has under several names is
+            meant by each of them.
         kinds: linear, conv or both.
         batch_norm, mode: as in `ExpandedConv2d`.
         residual: intervals of skips, as in `ExpandedConv2d`.
         on_mismatch: what becomes of a layer that cannot have these skips, as its inputs and outputs differ: refuse, or
             leave them out there, as the report says.
         init: `reset` draws the factors anew; `preserve` splits the weight evenly, so that the function is the same.
-        authors_init: the gain sqrt(2) for the output layer too; else that has 1. The output layer is taken to be the
-            last linear layer, or the last convolution where there is none.
+        gain: of the last factors, for the activation that follows: sqrt(2) for ReLU, 1 for tanh, as
+            `low_rank.models.gain` says. The others have 1.
+        authors_init: this gain for the output layer too; else that has 1. The output layer is taken to be the last
+            linear layer, or the last convolution where there is none.
 
     Returns:
         The network, and a report with a row for each layer that was replaced.
 
     Raises:
         UserError: a pattern, or kernels, that meet no layer; a layer that cannot be replaced, named by its path: of a
-            derived class (as in `nn.MultiheadAttention`, or under a parametrisation), with hooks, or with a weight that
-            another module has too; what `ExpandedLinear` and `ExpandedConv2d` refuse; `preserve` with batch norms or
-            skips, or with too few hidden channels.
+            derived class (as in `nn.MultiheadAttention`, or under a parametrisation), with hooks on it or on its
+            parameters, or with a weight that another module has too; what `ExpandedLinear` and `ExpandedConv2d` refuse;
+            `preserve` with batch norms or skips, with too few hidden channels, or of weights that are not finite.
 
     Warns:
         UserWarning: layers whose capacity is reduced.
     """
-    check_range("depth", depth, 1)
-    check_range("width", width, 0, open_low=True)
+    depth = check_depth(depth)
+    check_width(width)
+    check_gain(gain)
     check_choice("init", init, INITS)
     check_choice("on_mismatch", on_mismatch, MISMATCHES)
+    kinds = cast("Sequence[Kind]", _several("kinds", kinds))
     for kind in kinds:
         check_choice("kinds", kind, KINDS)
-    skips = [residual] if isinstance(residual, int) else list(residual)
-    skip_sources(depth, skips)
+    include, exclude = _several("include", include), _several("exclude", exclude)
+    skip_sources(depth, residual)
+    skips = list(residual) if isinstance(residual, Sequence) else [residual]
     if init == "preserve" and (batch_norm or skips):
         value = "preserve with " + ("batch_norm" if batch_norm else "residual")
         raise UserError("init", value, "preserve for plain products", "Either would change the function.")
-    composed = None if kernels is None else effective_kernel(kernel_list(kernels, depth))[0]
+    composed = None
+    if kernels is not None:
+        whole = isinstance(kernels, Sequence) and all(isinstance(each, int) for each in kernels)
+        if not whole:
+            raise UserError("kernels", kernels, f"{depth} whole numbers, a square kernel for each factor")
+        kernels = [height for height, _ in kernel_list(kernels, depth)]
+        composed = effective_kernel([(each, each) for each in kernels])[0]
     found = dict(model.named_modules(remove_duplicate=False))
     chosen = _chosen(found, include, exclude, kinds)
     last = _output_layer(found)
+    _check_replaceable(found, chosen)
     replacements: dict[nn.Module, Expanded] = {}
     rows: list[Replaced] = []
     met = kernels is None
@@ -169,15 +194,14 @@ def overparameterize(
         plain = cast("nn.Linear | nn.Conv2d", found[name])
         if plain in replacements:
             continue
-        _check_replaceable(found, name)
         sizes: Sequence[int | tuple[int, int]] | None = None
         if isinstance(plain, nn.Conv2d):
             own = cast(tuple[int, int], plain.kernel_size)
             sizes = [own, *[(1, 1)] * (depth - 1)]
             if kernels is not None and own in ((composed, composed), (max(kernels), max(kernels))):
                 sizes, met = list(kernels), True
-        gain = 1.0 if plain is last and not authors_init else RELU_GAIN
-        options = {"batch_norm": batch_norm, "residual_intervals": skips, "mode": mode, "gain": gain}
+        own_gain = 1.0 if plain is last and not authors_init else gain
+        options = {"batch_norm": batch_norm, "residual_intervals": skips, "mode": mode, "gain": own_gain}
         try:
             try:
                 layer = _expanded(plain, depth, width, sizes, options)
@@ -208,11 +232,13 @@ def overparameterize(
 def collapse(model: nn.Module) -> nn.Module:
     """A copy of a network with plain torch layers in the places of the products, as they are in evaluation mode.
 
-    Its state dict is that of the original architecture, and loads into it, unless kernels were changed, or batch norms
-    made a bias where the original has none.
+    Products are all modules of a class derived from `Expanded`; each gives its own `collapsed()`. What was frozen stays
+    so. The state dict is that of the original architecture, and loads into it, unless kernels were changed, or batch
+    norms made a bias where the original has none.
 
     Raises:
-        UserError: a product that vanished in its precision, named by its path.
+        UserError: named by its path: a product that vanished in its precision or overflowed; one with hooks on it, on
+            its parts or on its parameters, which would be lost.
 
     Warns:
         UserWarning: layers with a bias that the original had not.
@@ -221,11 +247,15 @@ def collapse(model: nn.Module) -> nn.Module:
     biased: list[str] = []
     for name, module in model.named_modules():
         if isinstance(module, Expanded):
+            if any(_hooked(part) for part in module.modules()):
+                raise UserError(
+                    f"layer {name!r}", "hooks, which would be lost", "a layer without", "Remove them first."
+                )
             try:
                 replacements[module] = module.collapsed()
             except UserError as error:
                 raise UserError(f"layer {name!r}: {error.field}", error.value, error.valid, error.hint) from error
-            if len(module.norms) and not len(module.biases):
+            if len(getattr(module, "norms", ())) and not len(getattr(module, "biases", ())):
                 biased.append(name)
     if biased:
         text = "biases that the original layers have not, from batch norms: a strict load into them would refuse "
@@ -300,6 +330,8 @@ def _split(matrix: Tensor, factors: int, depth: int, hidden: int) -> tuple[list[
 def _preserve(layer: Expanded, plain: nn.Linear | nn.Conv2d) -> None:
     """Give a product the weight and bias of the plain layer; hidden biases are 0."""
     weight = plain.weight.detach()
+    if not all(bool(each.isfinite().all()) for each in plain.parameters()):
+        raise UserError("init", "preserve with weights that are not finite", "finite weights and biases")
     if isinstance(layer, ExpandedConv2d):
         kernels = list(layer.kernel_sizes)
         own = tuple(weight.shape[2:])
@@ -351,7 +383,8 @@ def _expanded(
     kernel = cast(tuple[int, int], plain.kernel_size)
     padding = cast("tuple[int, int] | str", plain.padding)
     composed = effective_kernel(kernel_list(sizes))
-    if composed != kernel and not isinstance(padding, str):
+    if composed != kernel and padding != "same":  # which adapts by itself
+        padding = cast(tuple[int, int], (0, 0) if padding == "valid" else padding)
         more = [new - old for new, old in zip(composed, kernel, strict=True)]
         if any(each % 2 for each in more):
             value = f"{list(sizes)}, {composed[0]} x {composed[1]} for {kernel[0]} x {kernel[1]}"
@@ -417,10 +450,19 @@ def _chosen(
     for pattern in (*(p for p in include if p != "*"), *exclude):
         if not fnmatch.filter(names, pattern):
             raise UserError("layer pattern", pattern, names)
-    chosen = [n for n in names if isinstance(found[n], types) and _meets(n, include) and not _meets(n, exclude)]
+    kept = {found[name] for name in names if _meets(name, exclude)}  # under whatever other name
+    chosen = [n for n in names if isinstance(found[n], types) and _meets(n, include) and found[n] not in kept]
     if not chosen:
         raise UserError("layers to replace", "none", "a network with layers of these kinds, and patterns that meet one")
     return chosen
+
+
+def _several(field: str, given: str | Sequence[str]) -> tuple[str, ...]:
+    """One name or several, as several."""
+    names = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (None,)
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(field, given, "one name, or a list of names")
+    return names  # pyright: ignore[reportReturnType]
 
 
 def _meets(name: str, patterns: Sequence[str]) -> bool:
@@ -436,24 +478,42 @@ def _output_layer(found: Mapping[str, nn.Module]) -> nn.Module | None:
     return None
 
 
-def _check_replaceable(found: Mapping[str, nn.Module], name: str) -> None:
-    """Refuse a layer whose replacement would do something else than what its network means.
+def _check_replaceable(found: Mapping[str, nn.Module], chosen: Sequence[str]) -> None:
+    """Refuse layers whose replacements would do something else than what their network means.
 
     Raises:
-        UserError: names the layer and the reason.
+        UserError: names the first layer and its reason, and all of them to be left out.
     """
+    refused = {name: reason for name in chosen if (reason := _unfit(found, name)) is not None}
+    if refused:
+        name, (value, valid) = next(iter(refused.items()))
+        raise UserError(f"layer {name!r}", value, valid, f"Leave out what cannot be replaced: exclude={list(refused)}.")
+
+
+def _unfit(found: Mapping[str, nn.Module], name: str) -> tuple[str, str] | None:
+    """What a layer has that forbids its replacement, and what it should have."""
     layer = found[name]
-    hint = f"Leave it out: exclude=[{name!r}]."
     if type(layer) not in (nn.Linear, nn.Conv2d):
-        raise UserError(f"layer {name!r}", type(layer).__name__, "nn.Linear or nn.Conv2d itself", hint)
+        return type(layer).__name__, "nn.Linear or nn.Conv2d itself"
     if "weight" not in layer._parameters:
-        raise UserError(f"layer {name!r}", "a weight that is computed", "a parameter", hint)
-    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
-        raise UserError(f"layer {name!r}", "hooks, which would be lost", "a layer without", hint)
+        return "a weight that is computed", "a parameter"
+    if _hooked(layer):
+        return "hooks, which would be lost", "a layer without"
     own = {id(parameter) for parameter in layer.parameters()}
     for other, module in found.items():
         if module is not layer and own & {id(p) for p in module.parameters(recurse=False)}:
-            raise UserError(f"layer {name!r}", f"a weight that {other!r} has too", "one of its own", hint)
+            return f"a weight that {other!r} has too", "one of its own"
+    return None
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether anything is called when it runs, is saved or loaded, or when its parameters have gradients."""
+    kinds = [name for name in vars(module) if name.endswith("_hooks")]
+    if any(getattr(module, name) for name in kinds):
+        return True
+    of_parameters = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    parameters = module.parameters(recurse=False)
+    return any(getattr(each, name, None) for each in parameters for name in of_parameters)
 
 
 def _replaced(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import weakref
+import numbers
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Literal, cast
@@ -41,11 +41,24 @@ PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 PADDING_MODES: tuple[PaddingMode, ...] = ("zeros", "reflect", "replicate", "circular")
 RELU_GAIN = math.sqrt(2)
 DEPTH = 2  # the authors' default
-_Stamp = tuple[tuple[tuple[weakref.ref[Tensor], int, int], ...], tuple[float, ...]]
 
 
 class Expanded(nn.Module):
-    """What products of linear factors have in common.
+    """A linear layer or convolution in another parametrisation, and what products of linear factors have in common.
+
+    What `collapse` and the tables of ranks ask of a subclass:
+        composed()   weight and bias (or None) of the plain layer that this is in evaluation mode; differentiable.
+        collapsed()  that layer itself, of a class of torch's, with tensors of its own.
+    One with parameters of another kind calls `nn.Module.__init__`, defines both and `forward`, and needs nothing else
+    of what follows. Where it has `expanded(x)`, the same map by another route, runs compare the two. One that stands
+    for an nn.Linear has `in_features`.
+
+    Where no gradient is asked for, the composed map is kept until it is no longer that of the factors. Every call finds
+    that out from the numbers themselves, for much writes them unseen: fused optimisers, replayed graphs, `.data`,
+    functions that are given a batch norm's statistics. Each factor is multiplied by a fixed random vector, and the
+    answers, with biases and batch norms as they are, compared with those of before: some percent of a convolution of
+    one image, and a wait for an accelerator. What rounding hides in those sums is not seen: changes of about the
+    relative precision of a row of weights. A network that is only used is faster after `collapse`.
 
     Attributes:
         weights, biases: of the factors, first to last; `biases` is empty without any.
@@ -71,6 +84,7 @@ class Expanded(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("mode", mode, MODES)
+        check_gain(gain)
         if mode == "weights" and norms:
             hint = "In training, batch normalisation between the factors depends on the batch: there is no one kernel."
             raise UserError("mode", mode, "auto or activations with batch_norm=True", hint)
@@ -84,8 +98,8 @@ class Expanded(nn.Module):
             nn.Parameter(torch.empty(s[0], device=device, dtype=dtype)) for s in (shapes if bias else ())
         )
         self.norms = nn.ModuleList(norms)
-        self._kept: tuple[_Stamp, Affine] | None = None
-        self._differentiated = False
+        self._kept: tuple[Tensor, Tensor, Affine] | None = None
+        self._checked = False
         self.reset_parameters()
 
     @property
@@ -95,13 +109,15 @@ class Expanded(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The composed weight, as code that reads it off a plain layer expects."""
-        return self._current()[0]
+        """The composed weight, as code that reads it off a plain layer expects. A tensor of its own: to write it
+        changes nothing here."""
+        return self._current()[0].clone()
 
     @property
     def bias(self) -> Tensor | None:
-        """The composed bias."""
-        return self._current()[1]
+        """The composed bias; a tensor of its own."""
+        bias = self._current()[1]
+        return None if bias is None else bias.clone()
 
     def fan(self, weight: Tensor) -> int:
         """The number that Kaiming's variance of a factor is divided by."""
@@ -110,6 +126,7 @@ class Expanded(nn.Module):
     def reset_parameters(self) -> None:
         """Kaiming normal weights, of gain 1 up to the last factor, which has `gain`; PyTorch's uniform biases; batch
         normalisation as new (section 2.6)."""
+        self._checked = False
         for number, weight in enumerate(self.weights, start=1):
             gain = self.gain if number == self.depth else 1.0
             nn.init.normal_(weight, std=gain / math.sqrt(self.fan(weight)))
@@ -144,68 +161,116 @@ class Expanded(nn.Module):
     def collapsed(self) -> nn.Linear | nn.Conv2d:
         """The plain layer that this is in evaluation mode, with tensors of its own.
 
+        Its weight asks for gradients where that of some factor or batch norm does, its bias likewise.
+
         Raises:
-            UserError: the product of factors that are not zero vanishes in their precision.
+            UserError: the product of finite factors that are not zero vanishes in their precision, or is not finite.
         """
         with torch.no_grad():
-            weight, bias = self.composed()
-        self._check_underflow(weight)
-        plain = self._plain(bias is not None).to(device=weight.device, dtype=weight.dtype)
-        with torch.no_grad():
-            plain.weight.copy_(weight)
-            if bias is not None and plain.bias is not None:
-                plain.bias.copy_(bias)
-        for parameter in plain.parameters():
-            parameter.requires_grad_(any(each.requires_grad for each in self.parameters()))
-        plain.train(self.training)
-        return plain
+            weight, bias = (None if each is None else self._own(each) for each in self.composed())
+        assert weight is not None
+        self._check_product(weight, bias)
+        with torch.device("meta"):  # no time for initial values
+            plain = self._plain(bias is not None)
+        norms = [(norm.weight, norm.bias) for norm in self.norms]
+        weights, biases = [*self.weights, *(one for one, _ in norms)], [*self.biases, *(other for _, other in norms)]
+        plain.weight = nn.Parameter(weight, _trained(weights))
+        plain.bias = None if bias is None else nn.Parameter(bias, _trained(biases))
+        return plain.train(self.training)
+
+    def _own(self, composed: Tensor) -> Tensor:
+        """A composed tensor that shares nothing with a factor, which a product of one would."""
+        shared = any(composed.data_ptr() == each.data_ptr() for each in self.parameters())
+        return composed.clone() if shared else composed.contiguous()
 
     def _plain(self, bias: bool) -> nn.Linear | nn.Conv2d:
         raise NotImplementedError
 
-    def _check_underflow(self, weight: Tensor) -> None:
-        if weight.is_meta or bool(weight.any()) or not all(bool(each.any()) for each in self.weights):
+    def _check_product(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Refuse a product that has left the range of its precision, where the factors have not."""
+        low, high = (None, None) if weight.is_meta else (float(each) for each in weight.aminmax())
+        if low is None or high is None:
             return
-        hint = "Use float64 (layer.double()), fewer factors, or a larger initial gain."
-        value = f"0 everywhere, in {str(weight.dtype).removeprefix('torch.')}"
-        raise UserError(f"product of {self.depth} factors", value, "a matrix that is not zero", hint)
+        finite = math.isfinite(low + high) and (bias is None or bool(bias.isfinite().all()))
+        if finite and (low or high):
+            return
+        if not all(bool(each.isfinite().all()) for each in self._sources()):
+            return
+        if finite and not all(bool(each.any()) for each in self.weights):
+            return
+        hint = "Use float64 (layer.double()), fewer factors, or "
+        hint += "a larger initial gain or width." if finite else "smaller weights."
+        value = f"{'0 everywhere' if finite else 'numbers that are not finite'}, in {str(weight.dtype)[6:]}"
+        valid = "a matrix that is not zero" if finite else "finite numbers"
+        raise UserError(f"product of {self.depth} factors", value, valid, hint)
 
     def _current(self) -> Affine:
-        """The composed map: fresh where gradients must reach the factors, else kept until one of them changes."""
-        if torch.compiler.is_compiling():
+        """The composed map: fresh where gradients must reach the factors or where it is recorded to be run again, else
+        kept until a factor changes."""
+        if _recorded():
             return self.composed()
         if torch.is_grad_enabled() and any(t.requires_grad for t in self._sources()):
-            self._differentiated = True
-            return self.composed()
-        # Fused optimisers and replayed graphs write without counting. Their gradients come from here, so what was
-        # differentiated keeps nothing until train() or eval() is called.
-        stamp = None if self._differentiated else self._stamp()
-        if stamp is None:
-            return self.composed()
-        if self._kept is None or not _same(self._kept[0], stamp):
-            # What inference mode makes could not be used outside it.
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept = stamp, self.composed()
-        return self._kept[1]
+            return self._seen(self.composed())
+        # What inference mode makes could not be used outside it.
+        with torch.inference_mode(False), torch.no_grad():
+            try:
+                if self._kept is not None and self._is_current(*self._kept[:2]):
+                    return self._kept[2]
+                probe = self._probe()
+                self._kept = probe, self._answers(probe), self._seen(self.composed())
+            except RuntimeError:  # tensors of transforms tell no numbers
+                return self.composed()
+        return self._kept[2]
+
+    def _seen(self, composed: Affine) -> Affine:
+        """Look at what is composed, the first time that its numbers can be told."""
+        if not self._checked:
+            with contextlib.suppress(RuntimeError), torch.no_grad():
+                self._check_product(*composed)
+                self._checked = True
+        return composed
 
     def _sources(self) -> Iterator[Tensor]:
         """What the composed map depends on."""
         yield from self.weights
+        yield from self._vectors()
+
+    def _vectors(self) -> Iterator[Tensor]:
+        """Biases, and what batch norms hold."""
         yield from self.biases
         for norm in self.norms:
-            # Batch norms write their statistics uncounted; the number of batches is counted.
-            for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            for name in ("weight", "bias", "running_mean", "running_var"):
                 tensor = getattr(norm, name)
                 if tensor is not None:
                     yield tensor
 
-    def _stamp(self) -> _Stamp | None:
-        """Changes whenever a source is written or replaced. None where that cannot be known."""
-        try:
-            tensors = tuple((weakref.ref(t), t._version, t.data_ptr()) for t in self._sources())
-        except RuntimeError:  # inference tensors have no version; those of transforms and traces have no address
-            return None
-        return tensors, tuple(float(norm.eps) for norm in self.norms)  # pyright: ignore[reportArgumentType]
+    def _probe(self) -> Tensor:
+        """The random vector of `_answers`: as long as the longest row of a factor, in their precision, at least
+        single."""
+        length = max(weight[0].numel() for weight in self.weights)
+        stream = torch.Generator().manual_seed(length)  # none of the user's random numbers
+        dtype = torch.promote_types(self.weights[0].dtype, torch.float32)
+        return torch.randn(length, generator=stream, dtype=torch.float64).to(self.weights[0].device, dtype)
+
+    def _answers(self, probe: Tensor) -> Tensor:
+        """Numbers that are others where any source has changed: rows of factors times a random vector, since plain sums
+        and norms are kept by gradients of many losses, and all vectors as they are."""
+        with _no_autocast(probe.device.type):
+            rows = [weight.detach().flatten(1).to(probe.dtype) for weight in self.weights]
+            parts = [matrix.mv(probe[: matrix.shape[1]]) for matrix in rows]
+            parts += [vector.detach().to(probe.dtype) for vector in self._vectors()]
+            if self.norms:
+                epsilons = [cast(float, norm.eps) for norm in self.norms]
+                parts.append(torch.tensor(epsilons, dtype=probe.dtype).to(probe.device))
+            return torch.cat(parts)
+
+    def _is_current(self, probe: Tensor, answers: Tensor) -> bool:
+        weight = self.weights[0]
+        if weight.device != probe.device or torch.promote_types(weight.dtype, torch.float32) != probe.dtype:
+            return False
+        if any(each[0].numel() > len(probe) for each in self.weights):
+            return False
+        return torch.equal(self._answers(probe), answers)
 
     def _uses_product(self) -> bool:
         return self.mode == "weights" or (self.collapse_on_eval and not self.training)
@@ -220,18 +285,12 @@ class Expanded(nn.Module):
             raise UserError("batch norm", value, "more than one value per channel: a larger batch, or eval()")
         return norm(y)
 
-    def train(self, mode: bool = True) -> Expanded:
-        """As any module's; returns itself. What was kept is dropped, so that writes through `.data` are seen too."""
-        self._kept, self._differentiated = None, False
-        super().train(mode)
-        return self
-
     def _apply(self, fn: Any, recurse: bool = True) -> Expanded:
-        self._kept = None
+        self._kept, self._checked = None, False
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Weak references can be neither copied nor pickled.
+        # Copies and files need not hold what can be had again.
         return {**self.__dict__, "_kept": None}
 
     def _repr_end(self) -> str:
@@ -257,7 +316,8 @@ class ExpandedLinear(Expanded):
         collapse_on_eval: in evaluation mode run the composed map whatever the mode.
 
     Raises:
-        UserError: depth below 1; no hidden feature; a skip between nodes of different size; batch norm in mode weights.
+        UserError: depth below 1; no hidden feature; a skip between nodes of different size; batch norm in mode weights;
+            numbers of another kind than these.
     """
 
     def __init__(
@@ -276,8 +336,7 @@ class ExpandedLinear(Expanded):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_range("in_features", in_features, 1)
-        check_range("out_features", out_features, 1)
+        in_features, out_features = _whole("in_features", in_features, 1), _whole("out_features", out_features, 1)
         nodes = _nodes(in_features, out_features, depth, width, 1)
         norms = [nn.BatchNorm1d(n, device=device, dtype=dtype) for n in nodes[1:]] if batch_norm else []
         shapes = [(outputs, inputs) for inputs, outputs in pairwise(nodes)]
@@ -341,7 +400,7 @@ class ExpandedConv2d(Expanded):
     Raises:
         UserError: depth below 1, or another number of kernels; no hidden channel; groups that do not divide channels;
             `same` with an even kernel or a stride; an unknown padding mode; skips between nodes of different channels
-            or over even kernels; batch norm in mode weights.
+            or over even kernels; batch norm in mode weights; numbers of another kind than these.
     """
 
     def __init__(
@@ -366,9 +425,8 @@ class ExpandedConv2d(Expanded):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_range("in_channels", in_channels, 1)
-        check_range("out_channels", out_channels, 1)
-        check_range("groups", groups, 1)
+        in_channels, out_channels = _whole("in_channels", in_channels, 1), _whole("out_channels", out_channels, 1)
+        groups = _whole("groups", groups, 1)
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels % groups:
                 raise UserError(name, channels, f"a multiple of the {groups} groups")
@@ -455,14 +513,33 @@ def kernel_list(
     """(height, width) of each factor: a number k means k, 1, ..., 1.
 
     Raises:
-        UserError: depth below 1, another number of kernels than that, or a kernel below 1.
+        UserError: depth below 1, another number of kernels than that, a kernel below 1, or no whole numbers.
     """
-    check_range("depth", depth, 1)
-    if isinstance(kernel_sizes, int):
-        kernel_sizes = [kernel_sizes, *[1] * ((depth or DEPTH) - 1)]
+    depth = None if depth is None else check_depth(depth)
+    if _is_whole(kernel_sizes):
+        kernel_sizes = [cast(int, kernel_sizes), *[1] * ((depth or DEPTH) - 1)]
+    if not isinstance(kernel_sizes, Sequence) or isinstance(kernel_sizes, str):
+        raise UserError("kernel_sizes", kernel_sizes, "a whole number >= 1, or one for each factor")
     if not kernel_sizes or len(kernel_sizes) != (depth or len(kernel_sizes)):
         raise UserError("kernel_sizes", list(kernel_sizes), f"a kernel for each of {depth or 'the'} factors")
     return tuple(_pair("kernel_sizes", size, 1) for size in kernel_sizes)
+
+
+def check_width(width: float) -> None:
+    """Refuse what is no finite number above 0."""
+    _number("width", width)
+    check_range("width", width, 0, open_low=True, open_high=True)
+
+
+def check_depth(depth: int) -> int:
+    """The number of factors; refuses what is no whole number above 0."""
+    return _whole("depth", depth, 1)
+
+
+def check_gain(gain: float) -> None:
+    """Refuse what is no finite number from 0 on."""
+    _number("gain", gain)
+    check_range("gain", gain, 0, open_high=True)
 
 
 def hidden_channels(outputs: int, width: float, groups: int = 1) -> int:
@@ -471,7 +548,7 @@ def hidden_channels(outputs: int, width: float, groups: int = 1) -> int:
     Raises:
         UserError: less than one in a group.
     """
-    check_range("width", width, 0, open_low=True)
+    check_width(width)
     hidden = int(outputs // groups * width)
     if hidden < 1:
         whole = f"{outputs} outputs" + (f" in {groups} groups" if groups > 1 else "")
@@ -482,17 +559,37 @@ def hidden_channels(outputs: int, width: float, groups: int = 1) -> int:
 
 def _nodes(inputs: int, outputs: int, depth: int, width: float, groups: int) -> list[int]:
     """Channels of the d + 1 nodes."""
-    check_range("depth", depth, 1)
+    depth = check_depth(depth)
     hidden = hidden_channels(outputs, width, groups) if depth > 1 else 0
     return [inputs, *[hidden] * (depth - 1), outputs]
 
 
 def _pair(field: str, value: Any, low: int) -> tuple[int, int]:
     """A number, or one for height and one for width, as a pair."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(each, int) and each >= low for each in pair):
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(pair) != 2 or not all(_is_whole(each) and each >= low for each in pair):
         raise UserError(field, value, f"a whole number >= {low}, or (height, width)")
-    return pair
+    return int(pair[0]), int(pair[1])
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _whole(field: str, value: Any, low: int) -> int:
+    """A whole number from `low` on, of whatever type.
+
+    Raises:
+        UserError: anything else; a truth value or a float with nothing behind the point too.
+    """
+    if not _is_whole(value) or value < low:
+        raise UserError(field, value, f"a whole number >= {low}")
+    return int(value)
+
+
+def _number(field: str, value: object) -> None:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise UserError(field, value, "a number")
 
 
 def _padding(
@@ -512,11 +609,15 @@ def _padding(
     return dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2
 
 
-def _same(one: _Stamp, other: _Stamp) -> bool:
-    # Equality of weak references is that of their tensors; a tensor alive has one reference without a callback.
-    if len(one[0]) != len(other[0]) or one[1] != other[1]:
-        return False
-    return all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(one[0], other[0], strict=True))
+def _trained(parameters: Sequence[Any]) -> bool:
+    return any(each is not None and each.requires_grad for each in parameters)
+
+
+def _recorded() -> bool:
+    """Whether what is done now is compiled, traced or captured, and will be done again without this code."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 @contextlib.contextmanager
@@ -529,4 +630,14 @@ def _no_autocast(device: str) -> Iterator[None]:
         yield
 
 
-__all__ = ["Expanded", "ExpandedConv2d", "ExpandedLinear", "Mode", "hidden_channels", "kernel_list"]
+__all__ = [
+    "Expanded",
+    "ExpandedConv2d",
+    "ExpandedLinear",
+    "Mode",
+    "check_depth",
+    "check_gain",
+    "check_width",
+    "hidden_channels",
+    "kernel_list",
+]
