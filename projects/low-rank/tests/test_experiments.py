@@ -394,8 +394,8 @@ def test_figures_are_drawn_from_outcomes(tmp_path: Path) -> None:
     with png_only():
         made = study.figures(recorded({n: v for n, v in values(True).items() if not n.startswith("train ")}), tmp_path)
     assert {path.stem for path in made} == {
-        "products", "relu", "fashion", "exceptions", "regression", "trajectories", "optimizers", "classification", "search",
-        "kernels", "ordered", "accuracy", "compare", "digits-spectra", "mnist5k-spectra",
+        "products", "relu", "fashion", "exceptions", "regression", "trajectories", "optimizers", "classification",
+        "search", "kernels", "ordered", "accuracy", "compare", "digits-spectra", "mnist5k-spectra",
         "cifar-spectra", "gpu-spectra",
     }  # fmt: skip
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)

@@ -195,7 +195,7 @@ def source_weights(config: RanksConfig) -> tuple[str, tuple[str, ...], list[tupl
         weights = layer_weights(build_model(title, shape))
         title += f" as drawn, for {shape[1]} x {shape[1]} pixels"
     elif not source.exists():
-        valid = f"a run folder, a file, or an architecture: {', '.join(MODELS)}"
+        valid = f"a run folder, a file that exists, or an architecture: {', '.join(MODELS)}"
         raise UserError("source", source, valid)
     else:
         weights = file_weights(source)
