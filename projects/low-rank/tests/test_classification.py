@@ -352,7 +352,9 @@ def test_a_run_on_a_gpu_in_half_precision_learns(tmp_path: Path) -> None:
         ({"model": "mpl"}, "mlp"), ({"activation": "rellu"}, "relu"), ({"regulariser": "nuclar"}, "nuclear"),
         ({"depth": 0}, "--depth"), ({"kernels": (3,)}, "--kernels"), ({"factor_skips": (4,)}, "--factor-skips"),
         ({"mode": "weights", "factor_norm": True}, "--mode"), ({"strength": 1.0}, "--strength"),
-        ({"lr": math.inf}, "--lr"),
+        ({"lr": math.inf}, "--lr"), ({"weight_decay": math.inf}, "--weight-decay"),
+        ({"channels": math.inf}, "--channels"), ({"expand_width": math.inf}, "--expand-width"),
+        ({"strength": math.inf, "regulariser": "l1"}, "--strength"),
         ({"expand": "none", "factor_norm": True}, "--expand"), ({"expand_width": 0.0}, "--expand-width"),
     ],
 )  # fmt: skip

@@ -397,6 +397,22 @@ def test_steps_of_losses_that_keep_sums_and_norms_are_seen() -> None:
             assert not torch.equal(look(layer, x), before)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_entries_that_change_places_are_seen(axis: int) -> None:
+    """Whole numbers, whose sums are exact: only that they stand elsewhere tells."""
+    layer = ExpandedLinear(4, 4, 2, bias=False).eval()
+    with torch.no_grad():
+        for weight in layer.weights:
+            weight.copy_(torch.randint(-9, 10, weight.shape))
+            weight[0, 0], weight[-1, 0], weight[0, -1] = 10.0, 11.0, 12.0
+    x = torch.eye(4)
+    for weight in layer.weights:
+        before = look(layer, x)
+        weight.data.copy_(weight.detach().flip(axis).clone())
+        assert torch.equal(look(layer, x), layer.expanded(x))
+        assert not torch.equal(look(layer, x), before)
+
+
 def test_writing_what_the_layer_shows_changes_nothing() -> None:
     layer = ExpandedLinear(3, 3, batch_norm=True).eval()
     x = torch.randn(2, 3)
@@ -605,6 +621,11 @@ def test_a_seed_gives_the_same_factors() -> None:
 # -- errors -----------------------------------------------------------------------------------------------------------
 
 
+def anything(*values: Any) -> tuple[Any, ...]:
+    """What no type would let through."""
+    return values
+
+
 @pytest.mark.parametrize(("make", "match"), [
     (lambda: ExpandedLinear(3, 4, 0), "depth: got '0'"),
     (lambda: ExpandedConv2d(3, 4, 3, 0), "depth: got '0'"),
@@ -626,22 +647,24 @@ def test_a_seed_gives_the_same_factors() -> None:
     (lambda: ExpandedConv2d(4, 4, [2, 2], dilation=2, residual_intervals=1), "kernel of 2 x 2"),
     (lambda: ExpandedLinear(4, 4, 2, residual_intervals=3), "1 to the depth 2"),
     (lambda: ExpandedLinear(4, 4, batch_norm=True, mode="weights"), "no one kernel"),
-    *((lambda d=d: ExpandedLinear(3, 4, d), "depth.*a whole number >= 1") for d in (2.5, 2.0, "2", None, True)),
-    *((lambda d=d: ExpandedConv2d(3, 4, 3, d), "depth.*a whole number >= 1") for d in (2.5, "2", True)),
-    *((lambda w=w: ExpandedLinear(3, 4, 2, w), "width") for w in (float("inf"), float("nan"), "2", None, True)),
+    *((lambda d=d: ExpandedLinear(3, 4, d), "depth.*a whole number >= 1") for d in anything(2.5, 2.0, "2", None, True)),
+    *((lambda d=d: ExpandedConv2d(3, 4, 3, d), "depth.*a whole number >= 1") for d in anything(2.5, "2", True)),
+    *((lambda w=w: ExpandedLinear(3, 4, 2, w), "width") for w in anything(float("inf"), float("nan"), "2", None, True)),
     (lambda: ExpandedLinear(3.0, 4), "in_features.*whole"),  # pyright: ignore
     (lambda: ExpandedLinear(3, 4.0), "out_features.*whole"),  # pyright: ignore
     (lambda: ExpandedConv2d("3", 4, 3), "in_channels.*whole"),  # pyright: ignore
     (lambda: ExpandedConv2d(3, None, 3), "out_channels.*whole"),  # pyright: ignore
-    *((lambda k=k: ExpandedConv2d(3, 4, k), "kernel_sizes") for k in (3.0, None, "33", True, [3.0, 1], [(3,), 1])),
+    *((lambda k=k: ExpandedConv2d(3, 4, k), "kernel_sizes")
+      for k in anything(3.0, None, "33", True, [3.0, 1], [(3,), 1])),
     (lambda: ExpandedConv2d(3, 4, 3, stride=1.5), "stride.*whole"),  # pyright: ignore
     (lambda: ExpandedConv2d(3, 4, 3, stride=None), "stride"),  # pyright: ignore
-    *((lambda p=p: ExpandedConv2d(3, 4, 3, padding=p), "padding.*whole") for p in (1.0, None, (1, 2, 3))),
+    *((lambda p=p: ExpandedConv2d(3, 4, 3, padding=p), "padding.*whole") for p in anything(1.0, None, (1, 2, 3))),
     (lambda: ExpandedConv2d(3, 4, 3, dilation=2.0), "dilation.*whole"),  # pyright: ignore
     (lambda: ExpandedConv2d(4, 4, 3, groups=2.0), "groups.*whole"),  # pyright: ignore
-    *((lambda g=g: ExpandedLinear(3, 4, gain=g), "gain") for g in (-1, float("inf"), float("nan"), None, "relu")),
+    *((lambda g=g: ExpandedLinear(3, 4, gain=g), "gain")
+      for g in anything(-1, float("inf"), float("nan"), None, "relu")),
     *((lambda r=r: ExpandedLinear(4, 4, residual_intervals=r), "residual_intervals.*1 to the depth 2")
-      for r in (None, "1", [1.5], 1.0, [True])),
+      for r in anything(None, "1", [1.5], 1.0, [True])),
     (lambda: ExpandedLinear(4, 4, mode="weight"), "did you mean 'weights'"),  # pyright: ignore
     (lambda: ExpandedLinear(4, 4, batch_norm=True)(torch.randn(1, 4)), "more than one value per channel"),
     (lambda: ExpandedConv2d(4, 4, 3, batch_norm=True)(torch.randn(1, 4, 3, 3)), "more than one value per channel"),

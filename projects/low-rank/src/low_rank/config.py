@@ -85,7 +85,7 @@ class TrainConfig(RunConfig):
     start: Literal["reset", "preserve"] = "reset"
     """Draw the factors anew, or factor the weights that the architecture is drawn with."""
     authors_init: bool = False
-    """As the authors' code: the last factor of the classifier too has the gain of a layer before a ReLU."""
+    """As the authors' code: the last factor of the classifier too has the gain of a layer before an activation."""
     regulariser: str = "none"
     """Penalty on the (multiplied) weights of all layers."""
     strength: float = 0.0
@@ -139,13 +139,13 @@ class TrainConfig(RunConfig):
             check_choice(flag, value, valid)
         check_range("--width", self.width, 1)
         check_range("--hidden", self.hidden, 1)
-        check_range("--channels", self.channels, 0, open_low=True)
+        check_range("--channels", self.channels, 0, open_low=True, open_high=True)
         check_range("--depth", self.depth, 1)
-        check_range("--expand-width", self.expand_width, 0, open_low=True)
-        check_range("--strength", self.strength, 0)
+        check_range("--expand-width", self.expand_width, 0, open_low=True, open_high=True)
+        check_range("--strength", self.strength, 0, open_high=True)
         check_range("--lr", self.lr, 0, open_low=True, open_high=True)
         check_range("--momentum", self.momentum, 0, 1)
-        check_range("--weight-decay", self.weight_decay, 0)
+        check_range("--weight-decay", self.weight_decay, 0, open_high=True)
         check_range("--warmup", self.warmup, 0)
         check_range("--clip", self.clip, 0, open_low=True)
         check_range("--batch-size", self.batch_size, 1)

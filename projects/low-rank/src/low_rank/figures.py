@@ -181,7 +181,8 @@ def lines(
                 started[row["depth"]] = row["rho_start"]
         if started:
             axes.plot(sorted(started), [started[d] for d in sorted(started)], "k--", linewidth=1, label="at the start")
-        axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel, title=title)
+        axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
+        axes.set_title(title, fontsize=9)
         axes.set_xticks(depths, [str(d) for d in depths])
         axes.minorticks_off()
         axes.legend(fontsize=7)
@@ -257,7 +258,8 @@ def ordered_grams(path: Path, grams: Mapping[str, Sequence[Sequence[float]]]) ->
             axis.grid(False)
             depth, comma, rest = name.partition(", ")
             title = f"{depth} hidden layers{comma}{rest}" if depth.isdigit() else name
-            axis.set(title=title, xticks=[], yticks=[])
+            axis.set_title(title, fontsize=9)
+            axis.set(xticks=[], yticks=[])
         for axis in axes.flat[len(grams) :]:
             axis.set_visible(False)
     return path.with_suffix(".png")

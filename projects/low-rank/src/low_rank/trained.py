@@ -187,14 +187,17 @@ def kernels(config: KernelsConfig) -> int:
             falls,
             config.quiet,
         )
-    main = {name: values["networks"][name] for name in values["main"]}
+    kept = [row for row in values["rows"] if row["network"] in values["main"]]
+    main = {}  # named by depth and skips alone, which is all that differs
+    for row in kept:
+        skips = f", skips of {row['skip']}" if len(config.skips) > 1 else ""
+        main[f"{row['depth'] or row['model']}{skips}"] = values["networks"][row["network"]]
     drawn = [
         figures.kernel_curves(folder / "kernels", main),
         figures.ordered_grams(folder / "ordered", {name: runs[0]["gram"] for name, runs in main.items()}),
         figures.accuracy_against_rank(folder / "accuracy", values["networks"]),
     ]
     if deep and len(config.depths) > 1:
-        kept = [row for row in values["rows"] if row["network"] in main]
         drawn.append(figures.rank_against_depth(folder / "depth", kept))
     return written(table, config, values, drawn, config.quiet)
 

@@ -175,7 +175,8 @@ class Expanded(nn.Module):
         norms = [(norm.weight, norm.bias) for norm in self.norms]
         weights, biases = [*self.weights, *(one for one, _ in norms)], [*self.biases, *(other for _, other in norms)]
         plain.weight = nn.Parameter(weight, _trained(weights))
-        plain.bias = None if bias is None else nn.Parameter(bias, _trained(biases))
+        if bias is not None:
+            plain.bias = nn.Parameter(bias, _trained(biases))
         return plain.train(self.training)
 
     def _own(self, composed: Tensor) -> Tensor:
@@ -184,6 +185,7 @@ class Expanded(nn.Module):
         return composed.clone() if shared else composed.contiguous()
 
     def _plain(self, bias: bool) -> nn.Linear | nn.Conv2d:
+        """A layer of torch's of the same sizes and options."""
         raise NotImplementedError
 
     def _check_product(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -351,7 +353,7 @@ class ExpandedLinear(Expanded):
         return weight[..., 0, 0], bias
 
     def _plain(self, bias: bool) -> nn.Linear:
-        return nn.utils.skip_init(nn.Linear, self.in_features, self.out_features, bias)  # pyright: ignore
+        return nn.Linear(self.in_features, self.out_features, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
@@ -449,11 +451,10 @@ class ExpandedConv2d(Expanded):
         return weight.shape[0] // self.groups * weight.shape[2:].numel()
 
     def _plain(self, bias: bool) -> nn.Conv2d:
-        plain = nn.utils.skip_init(
-            nn.Conv2d, self.in_channels, self.out_channels, self.kernel_size, stride=self.stride, padding=self.padding,
-            dilation=self.dilation, groups=self.groups, bias=bias, padding_mode=self.padding_mode,
+        return nn.Conv2d(
+            self.in_channels, self.out_channels, self.kernel_size, stride=self.stride, padding=self.padding,
+            dilation=self.dilation, groups=self.groups, bias=bias, padding_mode=self.padding_mode,  # pyright: ignore
         )  # fmt: skip
-        return cast(nn.Conv2d, plain)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] to [B, out, H', W']."""
@@ -528,7 +529,7 @@ def kernel_list(
 def check_width(width: float) -> None:
     """Refuse what is no finite number above 0."""
     _number("width", width)
-    check_range("width", width, 0, open_low=True, open_high=True)
+    check_range("width", width, 0, open_low=True)
 
 
 def check_depth(depth: int) -> int:
@@ -539,7 +540,7 @@ def check_depth(depth: int) -> int:
 def check_gain(gain: float) -> None:
     """Refuse what is no finite number from 0 on."""
     _number("gain", gain)
-    check_range("gain", gain, 0, open_high=True)
+    check_range("gain", gain, 0)
 
 
 def hidden_channels(outputs: int, width: float, groups: int = 1) -> int:
@@ -588,8 +589,8 @@ def _whole(field: str, value: Any, low: int) -> int:
 
 
 def _number(field: str, value: object) -> None:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise UserError(field, value, "a number")
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
+        raise UserError(field, value, "a finite number")
 
 
 def _padding(
@@ -615,7 +616,7 @@ def _trained(parameters: Sequence[Any]) -> bool:
 
 def _recorded() -> bool:
     """Whether what is done now is compiled, traced or captured, and will be done again without this code."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore
         return True
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
