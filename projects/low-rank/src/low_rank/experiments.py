@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from low_rank.chosen import chosen
 from low_rank.config import OPTIMISERS, OptimizersConfig, RegressConfig, TrainConfig, VolumeConfig
 from low_rank.names import REGULARISERS
 from shared.claims import LADDER, Cell, Ladder, Missing, Outcomes, ReproduceConfig, Study
@@ -672,21 +673,10 @@ def compared(outcomes: Outcomes) -> list[dict[str, Any]]:
         if name.startswith("compare "):
             way, _, setting = name.removeprefix("compare ").partition(", ")
             ways.setdefault(way, []).append((setting, list(outcomes.raw(name))))
-    rows = []
-    for way, settings in ways.items():
-        whole = [(setting, runs) for setting, runs in settings if not any("diverged" in run for run in runs)]
-        row: dict[str, Any] = {"way": way, "settings": len(settings), "diverged": len(settings) - len(whole)}
-        if whole:
-            setting, runs = max(whole, key=lambda tried: _mean_of(tried[1], "accuracy"))
-            tests = [run["test"] for run in runs]
-            row |= {
-                "setting": setting, "validation": _mean_of(runs, "accuracy"), "test": statistics.fmean(tests),
-                "tests": tests, "se": statistics.stdev(tests) / math.sqrt(len(tests)) if len(tests) > 1 else 0.0,
-                "train": _mean_of(runs, "train"),
-                "rank": statistics.fmean(v for run in runs for v in run["hidden_ranks"].values()),
-            }  # fmt: skip
-        rows.append(row)
-    return rows
+    return [
+        {"way": way, **chosen([({"setting": setting}, runs) for setting, runs in settings])}
+        for way, settings in ways.items()
+    ]  # fmt: skip
 
 
 def compare_gain(outcomes: Outcomes) -> list[float]:

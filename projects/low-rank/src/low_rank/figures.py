@@ -134,6 +134,8 @@ def regression(path: Path, values: Mapping[str, Any], title: str = "") -> Path:
         axes[1].legend(fontsize=7)
         axes[2].semilogy(depths, [max(row["train"], 1e-12) for row in rows], marker="o", color="C3")
         axes[2].set(xlabel="factors", ylabel="relative training error")
+        for axis in axes:
+            axis.set_xticks(depths)
     return path.with_suffix(".png")
 
 
@@ -156,7 +158,7 @@ def trajectories(path: Path, values: Mapping[str, Any]) -> Path:
                 axis.plot(found["steps"], found[name], linewidth=0.8)
                 for value in values.get(truth, ()):
                     axis.axhline(value, color="0.6", linestyle=":", linewidth=0.7)
-                axis.set(title=f"{depth} factors, {what}", xlabel="step")
+                axis.set(title=f"{depth} factor{'s' if depth != '1' else ''}, {what}", xlabel="step")
         for row in axes:
             row[0].set(ylabel="singular value")
     return path.with_suffix(".png")
