@@ -177,8 +177,9 @@ def _folded(
 
 
 def multiplications(model: nn.Module) -> tuple[Callable[[], None], int]:
-    """What multiplies the matrices of plain products, each from its cheaper end, and how many multiplications it is.
-    Of products whose kernels are the first factor's."""
+    """What multiplies the matrices of plain products, each from its cheaper end (with hidden features as many as the
+    outputs no other order has less to do), and how many multiplications it is. Of products whose kernels are the first
+    factor's."""
     chains: list[list[Tensor]] = []
     total = 0
     for product in products(model).values():

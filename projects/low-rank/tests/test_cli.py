@@ -200,6 +200,20 @@ def test_evaluate(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "newest, best" in one_line(capsys.readouterr().err)
 
 
+def test_the_best_is_not_the_newest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--preset", "smoke", "--device", "cpu", "--quiet", "--lr", "1", "--schedule", "constant"]
+    words += ["--steps", "12", "--eval-every", "1"]
+    assert main(["train", *words, "--out", str(tmp_path / "run")]) == 0
+    found = {}
+    for which in ("newest", "best"):
+        out = tmp_path / f"{which}.json"
+        assert main(["evaluate", str(tmp_path / "run"), "--device", "cpu", "--which", which, "--out", str(out)]) == 0
+        found[which] = json.loads(out.read_text())
+    assert found["best"]["step"] < found["newest"]["step"] == 12
+    assert found["best"]["metrics"]["test accuracy"] > found["newest"]["metrics"]["test accuracy"]
+    assert "the best on the test set" in one_line(capsys.readouterr().out)
+
+
 def test_a_run_of_another_kind_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A checkpoint of another network: the weights that do not fit are named."""
     odd = tmp_path / "odd"

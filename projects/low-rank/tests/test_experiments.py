@@ -72,7 +72,16 @@ def volume_values(means: Sequence[float], lower: Sequence[bool], off: float | No
 
 
 def regress_values(depth: int, train: float, test: float, rho: float) -> dict[str, Any]:
-    row = {"train": train, "test": test, "test_se": 0.01, "rho": rho, "rho_se": 0.01, "fitted": 1.0, "fitted_at": 9.0}
+    row = {
+        "train": train,
+        "test": test,
+        "test_all": [test, test],
+        "test_se": 0.01,
+        "rho": rho,
+        "rho_se": 0.01,
+        "fitted": 1.0,
+        "fitted_at": 9.0,
+    }
     return {
         "rows": [{"depth": depth, **row}], "minimum_norm": {**row, "train": 0.0, "test": 0.9}, "true_rank": 0.6,
         "trajectories": {str(depth): {"steps": [0, 5], "singular_values": [[1.0, 0.5], [2.0, 0.1]]}},
@@ -142,7 +151,7 @@ def values(good: bool) -> dict[str, list[dict[str, Any]]]:
     }  # fmt: skip
     for d, rho in zip(SEARCHED, either([1.9, 1.5, 1.1, 0.9], [1.9, 1.95, 1.6, 1.2]), strict=True):
         found[f"search d={d}"] = search_values(d, rho)
-    tests = dict(zip(REGRESSED, [1.0, 0.2, 0.8, 0.9, either(0.6, 0.8), 0.9, 0.1, either(0.2, 0.05)], strict=True))
+    tests = dict(zip(REGRESSED, [1.0, 0.2, 0.8, 0.9, either(0.6, 0.8), 0.9, 0.1, either(1.0, 0.8)], strict=True))
     for place, d in enumerate(REGRESSED):
         train = either(5e-5, 5e-4) if d == 12 else 1e-5
         rho = 2.5 - 0.1 * place + (0.0 if good or d != 8 else 0.15)
@@ -208,7 +217,7 @@ def test_quantities_on_known_numbers() -> None:
         "search-step": [0.2], "search-drop": [1.0],
         "regress-ratio": [0.6],  # depth 2 and 12 do better and do not count
         "regress-train": [5e-5], "regress-rank-step": [0.1], "regress-full-ratio": [1000.0], "optimizers-drop": [0.6],
-        "regress-too-deep": [2.0], "optimizers-start-drop": [0.97], "classify-drop": [0.6],
+        "regress-too-deep": [0.1, 0.1], "optimizers-start-drop": [0.97], "classify-drop": [0.6],
         "classify-start-drop": [0.97],
         "expanded-least-drop": [0.2] * 3, "expanded-mean-drop": [0.4] * 3, "expanded-mnist-least": [0.2] * 3,
         "expanded-mnist-mean": [0.4] * 3, "expanded-learned": [0.3] * 3, "expanded-mnist-learned": [0.3] * 3,
@@ -261,7 +270,7 @@ def test_variants_and_strengths_are_chosen_on_held_out_images() -> None:
     }  # fmt: skip
     assert {way: row["diverged"] for way, row in rows.items() if row["diverged"]} == {"l1": 1, "stable-rank": 1}
     assert rows["nuclear"]["tests"] == pytest.approx([0.78, 0.79, 0.80])
-    assert rows["nuclear"]["se"] == pytest.approx(0.01 / math.sqrt(3))
+    assert rows["nuclear"]["test_se"] == pytest.approx(0.01 / math.sqrt(3))
     assert "test" not in rows["stable-rank"]
     with pytest.raises(Missing):
         compare_gain(recorded({"compare plain": [network_values(0.8, 0.9, 1.0)]}))
@@ -297,7 +306,10 @@ def test_absent_data_are_reported(tmp_path: Path) -> None:
     study = LowRankStudy()
     for preset in ("smoke", "cpu"):
         assert study.absent(ReproduceConfig(preset=preset, data_root=tmp_path)) == {}
-    asked = {"cpu-long": {"volume-fashion-drop", "cifar-accuracy", "cifar-gap"}, "gpu": {"gpu-accuracy", "gpu-train"}}
+    asked = {
+        "cpu-long": {"volume-fashion-drop", "cifar-accuracy", "cifar-gap"},
+        "gpu": {"gpu-accuracy", "gpu-train", "compare"},
+    }
     for preset, wanting in asked.items():
         absent = study.absent(ReproduceConfig(preset=preset, data_root=tmp_path))  # pyright: ignore[reportArgumentType]
         assert all("not under the data root" in reason for reason in absent.values())
@@ -381,7 +393,7 @@ def test_tables_are_made_of_outcomes() -> None:
     assert [row[0] for row in kernels[1]] == [f"d={d}" for d in DEPTHS]
     assert kernels[1][0][1:5] == pytest.approx((0.9, 1.0, 2.5, 2.0))
     assert [row[:2] for row in penalties[1]][:3] == [("plain", 1), ("nuclear", 3), ("products of 2", 2)]
-    assert [row[2] for row in penalties[1]][:3] == ["lr 0.05", "1e-06", "lr 0.05"]
+    assert [row[2] for row in penalties[1]][:3] == ["lr 0.05", "1e-06, at an end", "lr 0.05, at an end"]
     assert not [row for row in trained[1] if row[0].startswith(("compare", "kernels"))]
     [cifar] = [row for row in trained[1] if row[0] == "cifar d=2, lr 0.03"]
     assert cifar[1:] == pytest.approx((0.6, 0.62, 0.75, 3.1, 3.0, 1.5))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import math
 from typing import Any
 
@@ -374,16 +373,3 @@ def test_cma_refuses_large_networks_and_wrong_numbers(data: TwoClass) -> None:
     for arguments, named in refused:
         with pytest.raises(UserError, match=named):
             cma_search(data, 1, width=4, **arguments)
-
-
-def test_without_its_package_cma_says_what_to_install(data: TwoClass, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any, **options: Any) -> Any:
-        if name == "cma":
-            raise ImportError(name)
-        return real(name, *rest, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UserError, match=r"pip install 'low-rank\[cma\]'"):
-        cma_search(data, 1, width=4)

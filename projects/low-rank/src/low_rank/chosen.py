@@ -24,9 +24,9 @@ def chosen(tried: Sequence[tuple[Mapping[str, Any], Sequence[Run | None]]], seed
 
     Returns:
         `settings`, how many were tried; `diverged`, how many are out. Where one is left: what the chosen setting says;
-        `validation`, `test`, `train`, `rank`, means over seeds; `tests`, each seed's; `test_se` (and `se`, the same),
+        `validation`, `test`, `train`, `rank`, means over seeds; `tests`, each seed's; `test_se`,
         the standard error of their mean; `edges`, the numbers of the setting at an end of what was tried, where more
-        than one was; `at_the_edge`, whether there are such.
+        than one was.
     """
     needed = max((len(runs) for _, runs in tried), default=0) if seeds is None else seeds
     whole = [
@@ -47,11 +47,9 @@ def chosen(tried: Sequence[tuple[Mapping[str, Any], Sequence[Run | None]]], seed
         "test": statistics.fmean(tests),
         "tests": tests,
         "test_se": error,
-        "se": error,
         "train": statistics.fmean(run["train"] for run in runs),
         "rank": statistics.fmean(rank for run in runs for rank in run["hidden_ranks"].values()),
         "edges": edges,
-        "at_the_edge": bool(edges),
     }
 
 

@@ -416,7 +416,7 @@ class OptimizersConfig:
     max_draws: int = 500_000
     """Networks that random search draws a depth, at most."""
     cma: int = 0
-    """Also CMA-ES, by so many runs a depth (needs the extra `cma`): a further optimiser of the classification, from the
+    """Also CMA-ES, by so many runs a depth: a further optimiser of the classification, from the
     same starts, to the same loss; without a classification, on the eight images of random search, at width 12, to a
     loss of 0.1. Depths of more than 2,000 weights are left out."""
     data: ImageSet = "digits"

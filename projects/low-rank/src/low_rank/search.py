@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import NormalDist
-from types import ModuleType
 from typing import Literal
 
 import numpy as np
@@ -382,7 +381,8 @@ def cma_search(
     if count > MOST:
         valid = f"at most {MOST:,} (width={net.width}, depth={net.depth}, {net.inputs} pixels)"
         raise UserError("parameters of CMA-ES", f"{count:,}", valid, "Take a smaller --width or depth.")
-    cma = need_cma()
+    import cma
+
     generator = _generator(generator, data)
     start = draw_classifiers(net, 1, generator, dtype=data.x_train.dtype) if start is None else start
     scale = _scale(start)
@@ -424,19 +424,6 @@ def cma_search(
         best, best_loss, best_errors, reached, evaluations, history,
         float(best.ranks(data.x_probe)), float(best.accuracy(data.x_test, data.y_test)),
     )  # fmt: skip
-
-
-def need_cma() -> ModuleType:
-    """The package `cma`.
-
-    Raises:
-        UserError: it is missing.
-    """
-    try:
-        import cma
-    except ImportError as error:
-        raise UserError("optimizer", "cma", "with the package cma", "pip install 'low-rank[cma]'") from error
-    return cma
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from low_rank.search import (
     TwoClass,
     cma_search,
     draw_classifiers,
-    need_cma,
     random_search,
     two_class,
 )
@@ -288,9 +287,8 @@ def evolvable(config: OptimizersConfig, pair: TwoClass, width: int) -> list[int]
     """The depths whose networks of this width have few enough weights for CMA-ES.
 
     Raises:
-        UserError: there is none, or the package is missing.
+        UserError: there is none.
     """
-    need_cma()
     inputs = pair.x_train.shape[1]
     few = [d for d in config.depths if Architecture(inputs, width, d).parameters + width <= MOST]
     if not few:
@@ -334,19 +332,6 @@ def searches(config: OptimizersConfig) -> dict[str, Any] | None:
 def evolved(config: OptimizersConfig) -> dict[str, Any] | None:
     """CMA-ES as `optimizers --cma` asks for it; with a classification it is an optimiser of that."""
     return cma_rows(config) if config.cma and config.problem == "regression" else None
-
-
-def drop(rows: Sequence[Mapping[str, Any]], optimizer: str) -> float:
-    """Effective rank at the smallest depth less that at the largest, of one optimiser's rows; nan where a depth was not
-    brought to the target by half of the draws."""
-    own = sorted((row for row in rows if row["optimizer"] == optimizer), key=lambda row: row["depth"])
-    if not own or any(row["reached"] < 0.5 or row["rho"] is None for row in (own[0], own[-1])):
-        return math.nan
-    return own[0]["rho"] - own[-1]["rho"]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _error(values: Tensor) -> float | None:

@@ -56,9 +56,11 @@ def draw(outcomes: Outcomes, folder: Path) -> list[Path]:
         if rows := _by_skip(kernels):
             drawn.append(figures.rank_against_depth(folder / "skips", rows))
     if rows := compared(outcomes):
-        drawn.append(figures.bars(folder / "compare", [{**row, "test_se": row.get("se", 0.0)} for row in rows]))
-    shown = {at_best_rate(outcomes, name.partition(", lr ")[0]) if ", lr " in name else name for name in names}
-    networks = {n: outcomes.raw(n) for n in names if n in shown and all("spectra" in run for run in outcomes.raw(n))}
+        drawn.append(figures.bars(folder / "compare", rows))
+    networks = {name: outcomes.raw(name) for name in names if all("spectra" in run for run in outcomes.raw(name))}
+    tuned = {name.partition(", lr ")[0] for name in networks if ", lr " in name}
+    shown = {at_best_rate(outcomes, name) for name in tuned}
+    networks = {name: runs for name, runs in networks.items() if ", lr " not in name or name in shown}
     for stem in ("digits", "mnist5k", "cifar", "gpu"):
         own = {name: runs for name, runs in networks.items() if name.startswith(stem + " ")}
         if len(own) > 1:

@@ -300,9 +300,3 @@ def write_onnx(model: nn.Module, image: Tensor, path: Path) -> None:
         program = torch.onnx.export(model, (example,), dynamic_shapes=({0: batch},), dynamo=True, verbose=False)
     assert program is not None
     program.save(str(path))
-
-
-def hidden_layers(model: nn.Module) -> dict[str, Tensor]:
-    """Weights of all layers but the classifier, as matrices."""
-    last = classifier_name(model)
-    return {name: weight for name, weight in layer_weights(model).items() if name != last}
